@@ -1,0 +1,37 @@
+"""Projections of one weight tensor as pure functions (ST-3, arXiv:2212.01076, section 3)."""
+
+import torch
+from torch import Tensor
+
+
+def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
+    """`(w − sign(w)·τ)·1[|w| > τ]`, any shape; `threshold` τ is 0-d."""
+    return weight.sign() * (weight.abs() - threshold).clamp_min(0)
+
+
+def hard_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
+    """`w·1[|w| > τ]`, any shape; `threshold` τ is 0-d."""
+    return weight * (weight.abs() > threshold)
+
+
+def rescale_factor(weight: Tensor, kept: Tensor) -> Tensor:
+    """κ, what restores the mean magnitude of each output channel after shrinking: shape [out, 1, …].
+
+    `ρ = (mean(|w|·m) + 1e-6)/(mean(|w|) + 1e-6)`, `κ = 1.01/(ρ + 0.01)`, so 1 ≤ κ ≤ 101. `weight` [out, …] is raw,
+    `kept` the mask m of the same shape; the means run over all dimensions but the first. ρ is taken from the masked
+    raw magnitudes, not from the shrunk ones, as the paper's code does.
+    """
+    dims = tuple(range(1, weight.ndim))
+    magnitude = weight.abs()
+    rho = ((magnitude * kept).mean(dims, keepdim=True) + 1e-6) / (magnitude.mean(dims, keepdim=True) + 1e-6)
+    return 1.01 / (rho + 0.01)
+
+
+def sigma(weight: Tensor) -> float:
+    """σ_l = 1/√(sum of all dimensions of the weight): 1/√134 for 64×64×3×3. The layer's scale in ST-3σ."""
+    return sum(weight.shape) ** -0.5
+
+
+def flat_magnitudes(weights: list[Tensor]) -> Tensor:
+    """|w| of all layers together, [N], layer after layer."""
+    return torch.cat([w.abs().flatten() for w in weights])

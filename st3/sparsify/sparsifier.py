@@ -1,0 +1,290 @@
+"""The object that makes a model sparse while somebody's optimizer trains it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from st3.errors import UserError
+from st3.sparsify.methods import METHODS, Method
+from st3.sparsify.schedules import Constant, Schedule
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One Conv2d or Linear layer as it stands now."""
+
+    name: str
+    shape: tuple[int, ...]
+    pruned: bool
+    """Whether the sparsifier prunes this layer."""
+    zeros: int
+    """Weights that are exactly zero in the model."""
+    threshold: float
+    """Magnitude at or below which its raw weights are zeroed; 0 where nothing is pruned (yet)."""
+
+
+class Sparsifier:
+    """Keeps the sparse weights in the model and the raw ones beside the optimizer.
+
+        sparsifier = Sparsifier(model, "st3", schedule=0.9)
+        sparsifier.attach(optimizer)
+
+    From then on every `optimizer.step()` moves the raw weights (momentum, weight decay and clipping act on them) and
+    leaves their projection in the model, which stays an ordinary module with ordinary parameters: `state_dict()` is
+    at any moment a plain sparse network. While the scheduled sparsity is 0 the model holds the raw weights
+    themselves and training is the dense training, bit for bit.
+
+    Args:
+        model: any module. The prunable weights are those of every `nn.Conv2d` and `nn.Linear` that require
+            gradient; frozen ones are left as they are. A weight shared by several layers counts once.
+            Weights must be float32 or float64 and on one device (mixed precision belongs into autocast).
+        method: a name in `METHODS` ("st3", "st3_sigma", "dense") or any object with the `Method` interface.
+        schedule: sparsity as a number (from the first step on) or an object with `value(step) -> float`, where
+            step 0 is the projection after the first optimizer step.
+        include, exclude: shell-style patterns on layer names ("layer4.*", "fc"); a layer is pruned when it matches
+            one of `include` and none of `exclude`. A pattern that matches no layer is an error.
+        target: "weights", so that sparsity is the fraction of weights that are zero, or "flops", the fraction of
+            multiply-accumulates removed from the pruned layers; that needs `macs`.
+        macs: multiply-accumulates of each dense layer by name, as `st3.measure.layer_macs` gives.
+
+    Raises:
+        UserError: for an unknown method or target, a pattern or selection that matches nothing, weights that are not
+            plain float parameters on one device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | Method = "st3",
+        schedule: float | Schedule = 0.9,
+        *,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        target: str = "weights",
+        macs: Mapping[str, int] | None = None,
+    ):
+        if isinstance(method, str):
+            if method not in METHODS:
+                raise UserError(f"method.name={method} does not exist: choose one of {', '.join(METHODS)}")
+            method = METHODS[method]
+        self.method = method
+        self.schedule = Constant(float(schedule)) if isinstance(schedule, int | float) else schedule
+        self.step = 0
+        """Projections done so far, one per optimizer step."""
+        self.sparsity = 0.0
+        """Scheduled sparsity of the latest projection."""
+
+        self._layers = _prunable_layers(model)
+        chosen = _choose(list(self._layers), include, exclude)
+        self._pruned = {n: w for n, w in self._layers.items() if n in chosen and w.requires_grad}
+        if not self._pruned:
+            raise UserError("no layer is left to prune: widen method.include, narrow method.exclude, unfreeze weights")
+        _check_weights(self._pruned)
+        self._costs = _costs(target, macs, self._pruned)
+
+        # Raw weights and thresholds exist once something is pruned; until then the model's weights are the raw ones.
+        self._raw: list[Tensor] | None = None
+        self._thresholds: list[Tensor] = []
+        self._versions: list[int] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    @property
+    def prunable(self) -> int:
+        """N, the number of weights that the sparsity refers to."""
+        return sum(w.numel() for w in self._pruned.values())
+
+    @property
+    def pruned_layers(self) -> list[str]:
+        """Names of the layers that are pruned."""
+        return list(self._pruned)
+
+    def attach(self, optimizer: Optimizer) -> "Sparsifier":
+        """Sparsify from the next `optimizer.step()` on. Returns itself.
+
+        Raises `UserError` when already attached or when a pruned weight is in none of the parameter groups.
+        """
+        if self._hooks:
+            raise UserError("this Sparsifier is attached already: detach() it first")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if missing := [n for n, w in self._pruned.items() if id(w) not in held]:
+            raise UserError(
+                f"the optimizer does not hold the weight of {missing[0]} ({len(missing)} of {len(self._pruned)} pruned "
+                "layers): give it all parameters, exclude or freeze those layers, and build the Sparsifier after "
+                "anything that replaces parameters"
+            )
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        if self.method.gradient == "masked":
+            # At the weight itself, so that clipping and accumulation see the masked gradient.
+            self._hooks += [w.register_hook(self._mask_gradient(w)) for w in self._pruned.values()]
+        return self
+
+    def detach(self) -> None:
+        """Stop sparsifying. The model keeps its sparse weights."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def layers(self) -> list[LayerState]:
+        """Every Conv2d and Linear layer of the model, in order. Reads counts from the device once."""
+        weights = self._layers.values()
+        zeros = torch.stack([(w == 0).sum() for w in weights]).tolist()
+        thresholds = dict.fromkeys(self._pruned, 0.0)
+        if self._thresholds:
+            thresholds = dict(zip(self._pruned, torch.stack(self._thresholds).tolist(), strict=True))
+        return [
+            LayerState(name, tuple(weight.shape), name in self._pruned, count, thresholds.get(name, 0.0))
+            for (name, weight), count in zip(self._layers.items(), zeros, strict=True)
+        ]
+
+    def zeros(self) -> Tensor:
+        """Exact zeros in each pruned layer now, int64 [layers] on the device, in the order of `pruned_layers`."""
+        return torch.stack([(w == 0).sum() for w in self._pruned.values()])
+
+    def thresholds(self) -> Tensor:
+        """Each pruned layer's threshold now, [layers] on the device."""
+        if self._thresholds:
+            return torch.stack(self._thresholds)
+        return next(iter(self._pruned.values())).new_zeros(len(self._pruned))
+
+    def raw_weights(self) -> dict[str, Tensor]:
+        """The raw weights by layer name: live tensors, to be read (by an average, say) and not written."""
+        raw = self._raw if self._raw is not None else [w.detach() for w in self._pruned.values()]
+        return dict(zip(self._pruned, raw, strict=True))
+
+    def project(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Project other raw weights (averaged ones, say) as this step projects its own. Changes no state."""
+        if self._raw is None:
+            return dict(raw)
+        sparse, _ = self.method.project([raw[name] for name in self._pruned], self.sparsity, self._costs)
+        return dict(zip(self._pruned, sparse, strict=True))
+
+    def state_dict(self) -> dict:
+        """Tensors and plain numbers that, with the model's own state, restore everything."""
+        raw = {} if self._raw is None else {n: w.clone() for n, w in self.raw_weights().items()}
+        return {"step": self.step, "sparsity": self.sparsity, "raw": raw}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Restore `state_dict()`; the pruned weights in the model become the projection of the restored raw ones.
+
+        Raises `UserError` when the state is of other layers.
+        """
+        raw = state["raw"]
+        fits = raw.keys() == self._pruned.keys() and all(raw[n].shape == w.shape for n, w in self._pruned.items())
+        if raw and not fits:
+            raise UserError("this sparsifier state belongs to other layers: build model and selection as they were")
+        self.step, self.sparsity = state["step"], state["sparsity"]
+        self._raw, self._thresholds = None, []
+        if raw:
+            with torch.no_grad():
+                for name, weight in self._pruned.items():
+                    weight.copy_(raw[name])
+                self._project()
+
+    # The step, from its two ends.
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
+        if closure is not None:
+            raise UserError(
+                "optimizer.step(closure) would evaluate the model with raw weights: call it without closure"
+            )
+        if self._raw is None:
+            return
+        for (name, weight), raw, version in zip(self._pruned.items(), self._raw, self._versions, strict=True):
+            if weight._version != version or weight.device != raw.device:
+                raise UserError(
+                    f"the weight of {name} was changed or moved outside the optimizer, which the raw weights do not "
+                    "know of: restore with Sparsifier.load_state_dict, or build a new Sparsifier"
+                )
+            weight.copy_(raw)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        # Optimizers that do the gradient scaler's check themselves (fused) run their hooks on skipped steps too.
+        found_inf = getattr(optimizer, "found_inf", None)
+        skipped = found_inf is not None and bool(found_inf.item())
+        if not skipped:
+            self.sparsity = self.schedule.value(self.step)
+            self.step += 1
+        if self.sparsity > 0:
+            self._project()
+        else:
+            self._raw = None
+
+    def _project(self) -> None:
+        """Keep the raw weights that the model holds now aside and put their projection in place."""
+        weights = list(self._pruned.values())
+        if self._raw is None:
+            self._raw = [w.detach().clone() for w in weights]
+        else:
+            for raw, weight in zip(self._raw, weights, strict=True):
+                raw.copy_(weight)
+        sparse, self._thresholds = self.method.project(self._raw, self.sparsity, self._costs)
+        for weight, projected in zip(weights, sparse, strict=True):
+            weight.copy_(projected)
+        self._versions = [w._version for w in weights]
+
+    def _mask_gradient(self, weight: nn.Parameter):
+        return lambda gradient: gradient if self._raw is None else gradient * (weight != 0)
+
+
+def _prunable_layers(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weight of every Conv2d and Linear by the name of the (first) layer that holds it."""
+    layers, seen = {}, set()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        weight = module._parameters.get("weight")
+        if weight is None:
+            raise UserError(f"the weight of {name} is not a plain parameter: remove its parametrization first")
+        if id(weight) not in seen:
+            seen.add(id(weight))
+            layers[name] = weight
+    if not layers:
+        raise UserError("the model has no Conv2d or Linear layer: there is nothing to prune")
+    return layers
+
+
+def _choose(names: list[str], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise UserError(f"method.{option} is a list of patterns: method.{option}=['{patterns}']")
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(f"method.{option}: no Conv2d or Linear layer is named like '{pattern}'")
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    return {name for name in names if matches(name, include) and not matches(name, exclude)}
+
+
+def _check_weights(weights: dict[str, nn.Parameter]) -> None:
+    first = next(iter(weights.values()))
+    for name, weight in weights.items():
+        if weight.dtype not in (torch.float32, torch.float64) or weight.dtype != first.dtype:
+            raise UserError(
+                f"the weight of {name} is {weight.dtype}: keep weights in float32 and use autocast"
+            )
+        if weight.device != first.device:
+            raise UserError(f"the weight of {name} is on {weight.device}, others on {first.device}: one device, please")
+
+
+def _costs(target: str, macs: Mapping[str, int] | None, weights: dict[str, nn.Parameter]) -> Tensor | None:
+    """MACs of one weight of each layer, int64 [layers]; None where every weight counts the same."""
+    if target == "weights":
+        return None
+    if target != "flops":
+        raise UserError(f"method.target={target} is not known: choose weights or flops")
+    if macs is None or (missing := weights.keys() - macs.keys()):
+        raise UserError(f"target='flops' needs macs of every pruned layer{'' if macs is None else f', also {missing}'}")
+    device = next(iter(weights.values())).device
+    return torch.tensor([macs[name] // weight.numel() for name, weight in weights.items()], device=device)
