@@ -1,0 +1,174 @@
+"""Datasets by name, served as batches on the device: `build_data` is the door of this room."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from st3.data.arrays import ArrayLoader
+from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split
+from st3.data.folders import FolderLoader, decode, scan_tree
+from st3.data.loader import Loader
+from st3.errors import UserError
+
+__all__ = ["Data", "Loader", "build_data", "dataset_facts"]
+
+AUGMENTATIONS = "none", "crop", "crop_flip", "random_resized_crop"
+VAL_SEED = 0  # not the run's: every run holds out the same images
+
+
+@dataclass(frozen=True)
+class Data:
+    """The loaders of one run (see `Loader` for their interface); `val` is None where no image is held out."""
+
+    train: Loader
+    val: Loader | None
+    test: Loader
+    classes: tuple[str, ...]
+
+
+def build_data(
+    name: str,
+    *,
+    root: str | None,
+    classes: int | None,
+    channels: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: str,
+    val_images: int,
+    train_images: int | None,
+    test_images: int | None,
+    workers: int,
+    download: bool,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    eval_batch_size: int = 500,
+) -> Data:
+    """Read a dataset and make its loaders.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: folder that holds the data, where the dataset reads one.
+        classes, train_images, test_images: what the dataset must turn out to hold (training images before any
+            are held out); None: whatever it holds.
+        channels: 1 (grey) or 3 (RGB); image files are converted.
+        image_size: height and width of a batch, pixels.
+        mean, std: one number per channel, for pixels in 0..1.
+        augment: of training images. "none"; "crop": shifted by up to 4 pixels, edge repeated; "crop_flip": the same
+            and mirrored with probability 0.5; "random_resized_crop": image folders only, decoded anew each epoch by
+            `workers` processes. Otherwise an image folder is decoded once, whole, into memory.
+        val_images: training images to hold out, always the same ones.
+        download: fetch the files where they are absent.
+        batch_size: of the training loader; `eval_batch_size` of the others.
+        seed: together with the epoch decides order and augmentation.
+
+    Raises:
+        UserError: an argument that does not fit the data, or data that are absent or damaged.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}: set dataset.name to one of {', '.join(sorted(DATASETS))}")
+    if augment not in AUGMENTATIONS:
+        raise UserError(f"unknown dataset.augment={augment}: set one of {', '.join(AUGMENTATIONS)}")
+    if augment == "random_resized_crop" and name not in FOLDERS:
+        raise UserError(f"dataset.augment={augment} reads image folders, not {name}: set dataset.augment=crop_flip")
+    if channels not in (1, 3):
+        raise UserError(f"dataset.channels={channels} is not supported: set dataset.channels=1 or 3")
+    for key, value in (("mean", mean), ("std", std)):
+        if len(value) != channels:
+            raise UserError(
+                f"dataset.{key} has {len(value)} numbers but dataset.channels={channels}: set dataset.mean and "
+                "dataset.std to one number per channel"
+            )
+    if download and name not in DOWNLOADED:
+        raise UserError(f"dataset.download=true has no effect on {name}: set dataset.download=false")
+    if root is not None and name in MADE_HERE:
+        raise UserError(f"dataset.root={root} has no effect on {name}: set dataset.root=null")
+
+    source = DATASETS[name](
+        root=root,
+        download=download,
+        classes=classes,
+        channels=channels,
+        image_size=image_size,
+        train_images=train_images,
+        test_images=test_images,
+        seed=seed,
+    )
+    wanted = {"classes": classes, "train_images": train_images, "test_images": test_images}
+    wanted |= {"channels": channels, "image_size": image_size}
+    _check_facts(source, wanted, where=root if name in FOLDERS else name)
+    train, val = _hold_out(source.train, val_images)
+
+    def loader(split: Split, **order) -> Loader:
+        inputs = split.inputs
+        common = {"mean": mean, "std": std, "device": device, **order}
+        if augment == "random_resized_crop":
+            size = {"image_size": image_size, "channels": channels, "workers": workers}
+            return FolderLoader(inputs, split.labels, **size, **common)
+        if isinstance(inputs, np.ndarray):
+            inputs = decode(inputs, image_size=image_size, channels=channels, workers=workers)
+        return ArrayLoader(inputs, split.labels, augment=augment, **common)
+
+    return Data(
+        train=loader(train, batch_size=batch_size, training=True, seed=seed),
+        val=loader(val, batch_size=eval_batch_size) if val_images else None,
+        test=loader(source.test, batch_size=eval_batch_size),
+        classes=source.classes,
+    )
+
+
+def dataset_facts(
+    name: str, root: str | None, classes: int | None, train_images: int | None, test_images: int | None
+) -> tuple[int, int, int]:
+    """(classes, training images before any are held out, test images), each as given unless it is None.
+
+    Only then is the folder listed; no image is opened.
+
+    Raises:
+        UserError: a None for a dataset that is no image folder, or a folder that cannot be listed.
+    """
+    facts = {"classes": classes, "train_images": train_images, "test_images": test_images}
+    missing = [key for key, value in facts.items() if value is None]
+    if missing and name not in FOLDERS:
+        raise UserError(f"dataset.{missing[0]}=N is needed by dataset={name}")
+    if missing:
+        train, test = scan_tree(root)
+        found = {"classes": len(train.classes), "train_images": len(train), "test_images": len(test)}
+        facts |= {key: found[key] for key in missing}
+    return facts["classes"], facts["train_images"], facts["test_images"]
+
+
+def _check_facts(source: Source, wanted: dict[str, int | None], where: str) -> None:
+    """Refuse data that are not what the configuration says, all differences in one message."""
+    found = {
+        "classes": (len(source.classes), "classes"),
+        "train_images": (len(source.train.labels), "training images"),
+        "test_images": (len(source.test.labels), "test images"),
+    }
+    if isinstance(source.train.inputs, np.ndarray):  # files: converted to the wanted channels and size
+        found["classes"] = len(source.classes), "class folders"
+    else:
+        _, channels, _, width = source.train.inputs.shape
+        found |= {"channels": (channels, "channels"), "image_size": (width, "pixels a side")}
+    odd = [key for key, (value, _) in found.items() if wanted[key] not in (None, value)]
+    if odd:
+        raise UserError(
+            f"{' '.join(f'dataset.{key}={wanted[key]}' for key in odd)} but {where} has "
+            f"{', '.join(f'{found[key][0]} {found[key][1]}' for key in odd)}: "
+            f"set {' '.join(f'dataset.{key}={found[key][0]}' for key in odd)}"
+        )
+
+
+def _hold_out(split: Split, val_images: int) -> tuple[Split, Split]:
+    """(training, validation): a random `val_images` of the training images, drawn with a fixed seed."""
+    count = len(split.labels)
+    if not 0 <= val_images < count:
+        raise UserError(
+            f"dataset.val_images={val_images} of {count} training images: set dataset.val_images below {count}"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(VAL_SEED))
+    return split.take(order[val_images:].sort().values), split.take(order[:val_images].sort().values)

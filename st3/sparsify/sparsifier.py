@@ -132,9 +132,9 @@ class Sparsifier:
         self._hooks = []
 
     def layers(self) -> list[LayerState]:
-        """Every Conv2d and Linear layer of the model, in order. Reads counts from the device once."""
-        weights = self._layers.values()
-        zeros = torch.stack([(w == 0).sum() for w in weights]).tolist()
+        """Every Conv2d and Linear layer, in order. Reads from the device once; a model on "meta" has no zeros."""
+        weights = list(self._layers.values())
+        zeros = [0] * len(weights) if weights[0].is_meta else torch.stack([(w == 0).sum() for w in weights]).tolist()
         thresholds = dict.fromkeys(self._pruned, 0.0)
         if self._thresholds:
             thresholds = dict(zip(self._pruned, torch.stack(self._thresholds).tolist(), strict=True))
@@ -271,9 +271,7 @@ def _check_weights(weights: dict[str, nn.Parameter]) -> None:
     first = next(iter(weights.values()))
     for name, weight in weights.items():
         if weight.dtype not in (torch.float32, torch.float64) or weight.dtype != first.dtype:
-            raise UserError(
-                f"the weight of {name} is {weight.dtype}: keep weights in float32 and use autocast"
-            )
+            raise UserError(f"the weight of {name} is {weight.dtype}: keep weights in float32 and use autocast")
         if weight.device != first.device:
             raise UserError(f"the weight of {name} is on {weight.device}, others on {first.device}: one device, please")
 

@@ -1,0 +1,1 @@
+"""The loop and what it moves: optimizer, learning rate, precision, checkpoints, run directory."""

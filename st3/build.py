@@ -1,0 +1,147 @@
+"""From a checked `Config` to the plain objects that a run is made of."""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import nn
+
+from st3.config import Config
+from st3.data import Data, build_data, dataset_facts
+from st3.errors import UserError
+from st3.models import build_model
+from st3.sparsify import METHODS, Constant, Method, PolynomialRamp, Schedule, Sparsifier
+from st3.training.durations import to_steps
+from st3.training.lr_schedules import ConstantLR, CosineLR, MultiStepLR, OneCycleLR
+from st3.training.optimizers import build_optimizer
+from st3.training.plan import LRSchedule, Plan
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Sizes of the data set, known without reading an image."""
+
+    classes: int
+    train_images: int
+    """What is trained on, after the hold-out."""
+    val_images: int
+    test_images: int
+
+
+def read_facts(config: Config) -> Facts:
+    """From the configuration, or from the folder's listing where it is silent. Raises `UserError`."""
+    data = config.dataset
+    classes, train_images, test_images = dataset_facts(
+        data.name, data.root, data.classes, data.train_images, data.test_images
+    )
+    if data.val_images >= train_images:
+        raise UserError(f"dataset.val_images={data.val_images} leaves nothing of {train_images} training images")
+    return Facts(classes, train_images - data.val_images, data.val_images, test_images)
+
+
+def make_plan(config: Config, facts: Facts) -> Plan:
+    """Everything in optimizer steps. Raises `UserError` when the parts do not fit into the training."""
+    steps_per_epoch = facts.train_images // (config.batch_size // config.accumulate) // config.accumulate
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"batch_size={config.batch_size} is larger than the {facts.train_images} training images: lower batch_size"
+        )
+
+    def steps(duration: str, setting: str) -> int:
+        return to_steps(duration, setting, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
+
+    total = steps_per_epoch * config.epochs
+    return Plan(
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        accumulate=config.accumulate,
+        lr=config.optimizer.lr,
+        lr_schedule=_lr_schedule(config, total, steps),
+        sparsity=_sparsity(config, total, steps),
+        target_sparsity=config.target_sparsity,
+        label_smoothing=config.label_smoothing,
+        clip_norm=config.clip_norm,
+        seed=config.seed,
+        eval_every=config.eval_every,
+        log_every=config.log_every,
+    )
+
+
+def _sparsity(config: Config, total: int, steps) -> Schedule:
+    schedule = config.schedule
+    if config.method.name == "dense" or schedule.name == "constant":
+        return Constant(config.target_sparsity)
+    start, end = steps(schedule.start, "schedule.start"), steps(schedule.end, "schedule.end")
+    if end < start:
+        raise UserError(
+            f"schedule.end={schedule.end} (step {end}) comes before schedule.start={schedule.start} (step {start})"
+        )
+    if end > total:
+        raise UserError(
+            f"schedule.end={schedule.end} (step {end}) comes after the end of training (step {total}): "
+            "lower schedule.end or raise epochs"
+        )
+    # The last projection is step total − 1: a ramp that ends with the training ends there.
+    end = min(end, total - 1)
+    return PolynomialRamp(final=config.sparsity, start=min(start, end), end=end, power=schedule.power)
+
+
+def _lr_schedule(config: Config, total: int, steps) -> LRSchedule:
+    schedule = config.lr_schedule
+    warmup = steps(schedule.warmup, "lr_schedule.warmup")
+    if warmup >= total:
+        raise UserError(f"lr_schedule.warmup={schedule.warmup} fills all {total} steps: lower it or raise epochs")
+    if schedule.name == "constant":
+        return ConstantLR(warmup=warmup)
+    if schedule.name == "cosine":
+        return CosineLR(total=total, final=schedule.final, warmup=warmup)
+    if schedule.name == "one_cycle":
+        return OneCycleLR(total=total, warmup=warmup, initial=schedule.initial, final=schedule.final)
+    milestones = tuple(steps(m, "lr_schedule.milestones") for m in schedule.milestones)
+    if list(milestones) != sorted(milestones) or (milestones and milestones[-1] > total):
+        raise UserError(
+            f"lr_schedule.milestones={schedule.milestones} (steps {list(milestones)}) must rise and lie within "
+            f"the {total} steps of training"
+        )
+    return MultiStepLR(milestones=milestones, gamma=schedule.gamma, warmup=warmup)
+
+
+def make_model(config: Config, facts: Facts) -> nn.Module:
+    """The network with its initial weights, on the default device."""
+    return build_model(
+        **asdict(config.model),
+        classes=facts.classes,
+        channels=config.dataset.channels,
+        image_size=config.dataset.image_size,
+    )
+
+
+def make_method(config: Config) -> Method:
+    """The method with the switches that the configuration sets."""
+    method = METHODS[config.method.name]
+    switches = {name: getattr(config.method, name) for name in ("shrink", "rescale", "gradient")}
+    return replace(method, **{name: value for name, value in switches.items() if value is not None})
+
+
+def make_sparsifier(config: Config, plan: Plan, model: nn.Module, macs: dict[str, int]) -> Sparsifier:
+    """Not yet attached."""
+    return Sparsifier(
+        model,
+        make_method(config),
+        plan.sparsity,
+        include=config.method.include,
+        exclude=config.method.exclude,
+        target=config.method.target,
+        macs=macs,
+    )
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Over all trainable parameters; decay on Conv and Linear weights."""
+    return build_optimizer(model, **asdict(config.optimizer))
+
+
+def make_data(config: Config, device: torch.device) -> Data:
+    """Reads the data; batches arrive on `device`, one forward pass's worth each."""
+    return build_data(
+        **asdict(config.dataset), batch_size=config.batch_size // config.accumulate, seed=config.seed, device=device
+    )

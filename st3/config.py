@@ -1,0 +1,298 @@
+"""What a run is made of: the schema that the YAML files and the command line must fit, and every check on it."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from st3.errors import UserError
+from st3.sparsify import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network; input channels, image size and classes come from the data set."""
+
+    name: str = "resnet20"
+    """A name that `st3.models.build_model` knows: ours, any torchvision classifier, or timm/NAME."""
+    init: str = "default"
+    """default (the architecture's own) or kaiming_normal (fan-in, every Conv2d and Linear)."""
+    depth: int | None = None
+    """Layers, for families by depth (wide_resnet)."""
+    width: float | None = None
+    """Width multiplier (mobilenet_v1) or widening factor (wide_resnet)."""
+    dropout: float | None = None
+    """Dropout probability, for networks that have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """The images."""
+
+    name: str = "fashion_mnist_embedded"
+    """A data set that `st3.data.build_data` knows."""
+    root: str | None = None
+    """Folder with the data."""
+    classes: int | None = None
+    """Number of classes; null: read from the folder."""
+    channels: int = 3
+    """1 (grey) or 3 (RGB)."""
+    image_size: int = 224
+    """Side of the square images that the network sees, in pixels."""
+    mean: list[float] = field(default_factory=list)
+    """Mean of each channel, of pixels in [0, 1]."""
+    std: list[float] = field(default_factory=list)
+    """Standard deviation of each channel."""
+    augment: str = "none"
+    """none, crop, crop_flip or random_resized_crop."""
+    val_images: int = 0
+    """Training images held out for validation, always the same ones."""
+    train_images: int | None = None
+    """Training images before the hold-out; null: counted in the folder."""
+    test_images: int | None = None
+    """Test images; null: counted in the folder."""
+    workers: int = 0
+    """Processes that decode image files."""
+    download: bool = False
+    """Fetch a known data set that is not at root."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """How raw weights become sparse."""
+
+    name: str = "st3"
+    """A method in `st3.sparsify.METHODS`: st3, st3_sigma, dense."""
+    shrink: str | None = None
+    """soft or hard thresholding; null: the method's own."""
+    rescale: bool | None = None
+    """Restore each output channel's magnitude; null: the method's own."""
+    gradient: str | None = None
+    """straight_through, or masked (only kept weights receive gradient); null: the method's own."""
+    include: list[str] = field(default_factory=lambda: ["*"])
+    """Patterns of layer names to prune."""
+    exclude: list[str] = field(default_factory=list)
+    """Patterns of layer names to leave dense."""
+    target: str = "weights"
+    """What sparsity counts: weights (fraction zeroed) or flops (fraction of MACs removed)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Sparsity over training. Durations: 5 or 5ep (epochs), 200st (optimizer steps), 50% (of training)."""
+
+    name: str = "ramp"
+    """ramp (polynomial) or constant."""
+    start: str | None = None
+    """Duration of the dense phase."""
+    end: str | None = None
+    """When the ramp reaches the target."""
+    power: float | None = None
+    """Power of the ramp; 3 is the cubic one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Weight decay applies to Conv and Linear weights only."""
+
+    name: str = "sgd"
+    """sgd or adamw."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """Coefficient on the raw weights."""
+    momentum: float | None = None
+    """SGD's momentum."""
+    nesterov: bool | None = None
+    """SGD's Nesterov variant."""
+    betas: list[float] | None = None
+    """AdamW's two."""
+    eps: float | None = None
+    """AdamW's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRScheduleConfig:
+    """Learning rate over training; durations as in `ScheduleConfig`."""
+
+    name: str = "cosine"
+    """constant, multistep, cosine or one_cycle."""
+    warmup: str = "0"
+    """Duration of a linear warm-up to the peak (one_cycle: until its peak)."""
+    milestones: list[str] | None = None
+    """multistep: when the rate is multiplied by gamma."""
+    gamma: float | None = None
+    """multistep: the factor."""
+    final: float | None = None
+    """cosine, one_cycle: the rate at the end, as a fraction of the peak."""
+    initial: float | None = None
+    """one_cycle: the rate at the start, as a fraction of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
+
+    sparsity: float = 0.9
+    """Target: fraction of the prunable weights (or MACs, see method.target) to zero, in [0, 1)."""
+    epochs: int = 8
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per optimizer step."""
+    accumulate: int = 1
+    """Split each step's batch into this many forward and backward passes."""
+    label_smoothing: float = 0.0
+    """Probability mass spread over all classes, in [0, 1)."""
+    clip_norm: float | None = None
+    """Clip the gradient to this L2 norm; null: never."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the raw weights, whose projection is then evaluated and saved."""
+    seed: int = 0
+    """Of initialization, data order, augmentation and dropout."""
+    precision: str = "auto"
+    """auto (bf16 on CUDA that has it, else fp16; fp32 on CPU), fp32, bf16 or fp16."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    log_every: int = 50
+    """Optimizer steps between rows of metrics."""
+    run_dir: str | None = None
+    """Where the run is written, and continued if unfinished; null: a new folder under outputs/."""
+    dry_run: bool = False
+    """Print what would be done, write nothing."""
+
+    def __post_init__(self):
+        _check(0 <= self.sparsity < 1, f"sparsity={self.sparsity:g} lies outside [0, 1): try sparsity=0.9")
+        for name in ("epochs", "batch_size", "accumulate", "eval_every", "log_every"):
+            _check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        _check(
+            self.batch_size % self.accumulate == 0,
+            f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}: choose one that does",
+        )
+        _check(0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing:g} lies outside [0, 1)")
+        _check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive, or null")
+        _check(self.ema is None or 0 < self.ema < 1, f"ema={self.ema} must lie between 0 and 1, or be null")
+        _check(self.seed >= 0, f"seed={self.seed} must not be negative")
+        _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _check(self.optimizer.lr > 0, f"optimizer.lr={self.optimizer.lr:g} must be positive")
+        _check(self.optimizer.weight_decay >= 0, f"optimizer.weight_decay={self.optimizer.weight_decay:g} is negative")
+        _check(self.dataset.image_size >= 1, f"dataset.image_size={self.dataset.image_size} must be at least 1")
+        _one_of("method.target", self.method.target, ("weights", "flops"))
+        self._check_switches(
+            "schedule", self.schedule, {"ramp": ("start", "end", "power"), "constant": ()}, all_needed=True
+        )
+        self._check_switches(
+            "optimizer",
+            self.optimizer,
+            {"sgd": ("momentum", "nesterov"), "adamw": ("betas", "eps")},
+            common=("lr", "weight_decay"),
+            all_needed=True,
+        )
+        _check(
+            self.optimizer.betas is None or len(self.optimizer.betas) == 2,
+            f"optimizer.betas={self.optimizer.betas} must be two numbers: optimizer.betas=[0.9,0.999]",
+        )
+        self._check_switches(
+            "lr_schedule",
+            self.lr_schedule,
+            {
+                "constant": (),
+                "multistep": ("milestones", "gamma"),
+                "cosine": ("final",),
+                "one_cycle": ("final", "initial"),
+            },
+            common=("warmup",),
+            all_needed=True,
+        )
+        self._check_switches(
+            "method",
+            self.method,
+            {name: tuple(f.name for f in fields(method)) for name, method in METHODS.items()},
+            common=("include", "exclude", "target"),
+        )
+
+    def _check_switches(self, group, config, used, common=(), all_needed=False):
+        """Each variant of a group has its own settings: none without effect, and (if so) none missing."""
+        _one_of(f"{group}.name", config.name, tuple(used))
+        for key, value in asdict(config).items():
+            if key == "name" or key in common:
+                continue
+            mine = key in used[config.name]
+            _check(mine or value is None, f"{group}.{key}={value} has no effect with {group}={config.name}: drop it")
+            _check(not (mine and all_needed and value is None), f"{group}={config.name} needs {group}.{key}=…")
+
+    @property
+    def target_sparsity(self) -> float:
+        """The sparsity that the run will reach: 0 for the dense baseline, whatever `sparsity` says."""
+        return 0.0 if self.method.name == "dense" else self.sparsity
+
+
+def load_config(composed: DictConfig) -> Config:
+    """The checked configuration for what Hydra composed.
+
+    Raises `UserError` for unknown keys (also those added with `+`), values of the wrong type, and values that do not
+    fit together; the message names the override to change.
+    """
+    schema = _schema(Config)
+    try:
+        plain = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
+        _refuse_unknown(plain, schema)
+        return OmegaConf.to_object(OmegaConf.merge(schema, plain))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def _schema(cls: type) -> DictConfig:
+    # OmegaConf makes frozen dataclasses read-only; here they must take the values first.
+    node = OmegaConf.structured(cls)
+    for each in (node, *(node[f.name] for f in fields(cls) if is_dataclass(f.type))):
+        OmegaConf.set_readonly(each, False)
+    return node
+
+
+def _refuse_unknown(given: DictConfig, schema: DictConfig, prefix: str = "") -> None:
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if key not in schema:
+            raise UserError(unknown_setting(name))
+        if isinstance(schema[key], DictConfig):
+            _check(isinstance(value, DictConfig), f"{name}={value} is not a group of settings")
+            _refuse_unknown(value, schema[key], prefix=f"{name}.")
+
+
+def unknown_setting(name: str) -> str:
+    """The complaint about a setting that does not exist, with those that are spelled like it."""
+    known = [f.name for f in fields(Config)]
+    known += [f"{f.name}.{g.name}" for f in fields(Config) if is_dataclass(f.type) for g in fields(f.type)]
+    return f"{name} is not a setting: {_suggest(name, known)}"
+
+
+def unknown_choice(name: str, value: str, allowed: Sequence[str]) -> str:
+    """The complaint about a value that is not among those allowed."""
+    return f"{name}={value} does not exist: {_suggest(value, allowed)}"
+
+
+def _suggest(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=3)
+    return f"did you mean {', '.join(close)}?" if close else f"choose among {', '.join(known)}"
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    _check(value in allowed, unknown_choice(name, value, allowed))

@@ -1,0 +1,133 @@
+"""The datasets by name: each function returns its whole training and test split, not yet augmented or batched."""
+
+import hashlib
+import lzma
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision import datasets
+
+from st3.data.folders import scan_tree
+from st3.errors import UserError
+
+EMBEDDED_FILE = Path(__file__).parent / "embedded" / "fashion_mnist.xz"
+EMBEDDED_TRAIN, EMBEDDED_TEST = 8_000, 2_000
+EMBEDDED_SHA256 = "1752d0e78e344d865a09aea76dc5cf6a673a58ee8746ae275151d2e3e1a5b132"
+
+
+@dataclass(frozen=True)
+class Split:
+    """`inputs`: images, a uint8 tensor [N, C, H, W], or file paths, an object array [N]; `labels`: int64 [N]."""
+
+    inputs: torch.Tensor | np.ndarray
+    labels: torch.Tensor
+
+    def take(self, indices: torch.Tensor) -> "Split":
+        """The images at `indices`, int64 [M]."""
+        return Split(self.inputs[indices.numpy()], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it lies on disk; label i means `classes[i]`."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+
+def fashion_mnist_embedded(path: Path = EMBEDDED_FILE, **_) -> Source:
+    """The first 8,000 training and 2,000 test images of Fashion-MNIST, from the file inside the package.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        payload = lzma.decompress(path.read_bytes())
+    except (OSError, lzma.LZMAError, EOFError):
+        payload = b""
+    if hashlib.sha256(payload).hexdigest() != EMBEDDED_SHA256:
+        raise UserError(f"{path} is missing or damaged: reinstall st3 or set dataset=fashion_mnist")
+    count = EMBEDDED_TRAIN + EMBEDDED_TEST
+    data = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    images, labels = data[:-count].view(count, 1, 28, 28), data[-count:].long()
+    sizes = [EMBEDDED_TRAIN, EMBEDDED_TEST]
+    train, test = map(Split, images.split(sizes), labels.split(sizes))
+    return Source(train, test, tuple(datasets.FashionMNIST.classes))
+
+
+def official(dataset: type, files: str, folder: str, *, root: str | None, download: bool, **_) -> Source:
+    """A dataset that torchvision downloads; `files` belong into root/`folder`.
+
+    Raises:
+        UserError: no root, the files are absent or damaged, or the download failed.
+    """
+    if root is None:
+        raise UserError("dataset.root=DIR is needed: the folder that holds the downloaded files")
+
+    try:
+        train, test = (dataset(root, train=part, download=download) for part in (True, False))
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        reason = "the download failed" if download else "dataset.download=false"
+        raise UserError(
+            f"no usable {dataset.__name__} in dataset.root={root} and {reason} ({str(error).splitlines()[0]}): put "
+            f"{files} into {Path(root, folder)} and set dataset.download=true, or set dataset=fashion_mnist_embedded"
+        ) from None
+
+    def split(part) -> Split:
+        images = torch.as_tensor(part.data)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        return Split(images, torch.as_tensor(part.targets, dtype=torch.int64))
+
+    return Source(split(train), split(test), tuple(train.classes))
+
+
+def image_folder(*, root: str | None, **_) -> Source:
+    """An ImageFolder tree: root/train, and root/val or root/test.
+
+    Raises:
+        UserError: as `scan_tree`.
+    """
+    train, test = scan_tree(root)
+
+    def split(folder: datasets.ImageFolder) -> Split:
+        paths = np.array([path for path, _ in folder.samples], dtype=object)
+        return Split(paths, torch.tensor(folder.targets))
+
+    return Source(split(train), split(test), tuple(train.classes))
+
+
+def fake(*, classes, channels, image_size, train_images, test_images, seed, **_) -> Source:
+    """Random images and labels, a function of `seed`.
+
+    Raises:
+        UserError: a size is null.
+    """
+    sizes = {"classes": classes, "train_images": train_images, "test_images": test_images}
+    for key, value in sizes.items():
+        if value is None:
+            raise UserError(f"dataset.{key}=N is needed by dataset=fake")
+    random = torch.Generator().manual_seed(seed)
+
+    def split(count: int) -> Split:
+        shape = count, channels, image_size, image_size
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=random)
+        return Split(images, torch.randint(classes, (count,), generator=random))
+
+    return Source(split(train_images), split(test_images), tuple(map(str, range(classes))))
+
+
+MNIST_FILES = ", ".join(Path(url).name for url, _ in datasets.MNIST.resources)
+DOWNLOADED: dict[str, Callable[..., Source]] = {
+    "cifar10": partial(official, datasets.CIFAR10, datasets.CIFAR10.filename, "."),
+    "cifar100": partial(official, datasets.CIFAR100, datasets.CIFAR100.filename, "."),
+    "fashion_mnist": partial(official, datasets.FashionMNIST, MNIST_FILES, "FashionMNIST/raw"),
+    "mnist": partial(official, datasets.MNIST, MNIST_FILES, "MNIST/raw"),
+}
+FOLDERS: dict[str, Callable[..., Source]] = {"folder": image_folder, "imagenet": image_folder}
+MADE_HERE: dict[str, Callable[..., Source]] = {"fake": fake, "fashion_mnist_embedded": fashion_mnist_embedded}
+DATASETS = DOWNLOADED | FOLDERS | MADE_HERE

@@ -1,0 +1,140 @@
+"""A run in words: what will be done, and what came out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import st3
+from st3.build import Facts
+from st3.config import Config
+from st3.measure import LayerRow, format_table, totals
+from st3.sparsify import PolynomialRamp
+from st3.training.plan import Plan
+from st3.training.precision import Precision
+from st3.training.state import TrainingState
+
+
+def describe_recipe(
+    config: Config, facts: Facts, plan: Plan, precision: Precision, method: object, rows: Sequence[LayerRow]
+) -> str:
+    """The resolved recipe, a line per subject."""
+    model, data, optimizer = config.model, config.dataset, config.optimizer
+    options = ", ".join(f"{k} {v:g}" for k in ("depth", "width", "dropout") if (v := getattr(model, k)) is not None)
+    splits = [f"{facts.train_images:,} training"]
+    splits += [f"{facts.val_images:,} validation"] if facts.val_images else []
+    splits += [f"{facts.test_images:,} test images"]
+    lines = {
+        "model": f"{model.name}{f' ({options})' if options else ''}, {data.channels}×{data.image_size}×"
+        f"{data.image_size} input, {facts.classes} classes, {model.init} initialization",
+        "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}",
+        "method": _method(config, method),
+        "pruned": _pruned(rows),
+        "sparsity": _sparsity(config, plan),
+        "steps": f"{plan.total_steps:,} optimizer steps: {plan.epochs} epochs of {plan.steps_per_epoch:,}, "
+        f"batch {config.batch_size}" + (f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""),
+        "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g} on Conv and Linear weights"
+        + "".join(
+            f", {key} {value}"
+            for key in ("momentum", "nesterov", "betas", "eps")
+            if (value := getattr(optimizer, key)) is not None
+        )
+        + (f", gradient clipped to norm {plan.clip_norm:g}" if plan.clip_norm else ""),
+        "rate": _rate(config, plan),
+        "loss": "cross-entropy" + (f", label smoothing {plan.label_smoothing:g}" if plan.label_smoothing else ""),
+        "precision": f"{precision.name} on {precision.device}" + (", compiled" if config.compile else ""),
+        "seed": str(config.seed) + (f"; average of the raw weights with decay {config.ema:g}" if config.ema else ""),
+    }
+    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+
+
+def describe_layers(rows: Sequence[LayerRow]) -> str:
+    """The layer table with a sentence on what it counts."""
+    total = totals(rows)
+    return (
+        f"{format_table(rows)}\n\n{total.prunable:,} prunable weights, {total.macs_dense:,} MACs dense "
+        "(multiply-accumulates of Conv2d and Linear layers, batch 1)"
+    )
+
+
+def summarize(config: Config, state: TrainingState, rows: list, run_dir: Path) -> dict:
+    """What summary.json says; sparsity and MACs are counted in the network as it is now."""
+    total = totals(rows)
+    scores = state.scores
+    return {
+        "top1": scores["test_top1"],
+        "top5": scores["test_top5"],
+        **{name: value for name, value in scores.items() if name.startswith("val_")},
+        "sparsity_target": config.target_sparsity,
+        "target": config.method.target,
+        "sparsity": total.sparsity,
+        "zeros": total.zeros,
+        "prunable": total.prunable,
+        "macs_dense": total.macs_dense,
+        "macs": total.macs,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "seconds": round(state.seconds, 2),
+        "method": config.method.name,
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "seed": config.seed,
+        "best": state.best,
+        "run_dir": str(run_dir),
+        "st3": st3.__version__,
+    }
+
+
+def describe_result(summary: dict) -> str:
+    """The closing summary."""
+    split = "" if "val_top1" not in summary else f", validation {summary['val_top1']:.2f} %"
+    lines = {
+        "top-1": f"{summary['top1']:.2f} % (top-5 {summary['top5']:.2f} %) on the test images{split}",
+        "sparsity": f"{summary['sparsity']:.4%} (target {summary['sparsity_target']:.2%}): "
+        f"{summary['zeros']:,} of {summary['prunable']:,} weights are zero",
+        "MACs": f"{summary['macs_dense']:,} dense → {summary['macs']:,} "
+        f"({summary['macs'] / summary['macs_dense']:.1%})",
+        "time": f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['steps']:,} steps",
+        "run": f"{summary['run_dir']}",
+    }
+    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+
+
+def _method(config: Config, method: object) -> str:
+    name = config.method.name
+    if name == "dense":
+        note = f" (sparsity={config.sparsity:g} has no effect)" if config.sparsity else ""
+        return f"dense: no weight is pruned{note}"
+    scale = ", magnitudes in units of σ per layer" if method.layer_sigma else ""
+    return (
+        f"{name}: {method.shrink} threshold{', rescaled' if method.rescale else ', not rescaled'}, "
+        f"{method.gradient.replace('_', '-')} gradient{scale}"
+    )
+
+
+def _pruned(rows: Sequence[LayerRow]) -> str:
+    left = [row.name for row in rows if not row.pruned]
+    text = f"{len(rows) - len(left)} of {len(rows)} Conv and Linear layers, {totals(rows).prunable:,} weights"
+    return f"{text}; dense: {', '.join(left)}" if left else f"{text}; biases and normalisation stay dense"
+
+
+def _sparsity(config: Config, plan: Plan) -> str:
+    schedule, target = plan.sparsity, f"{plan.target_sparsity:.2%}"
+    what = "MACs" if config.method.target == "flops" else "weights"
+    if not isinstance(schedule, PolynomialRamp):
+        return f"{target} of the {what} from the first step on"
+    return (
+        f"0 up to step {schedule.start:,} (epoch {schedule.start / plan.steps_per_epoch:.3g}), "
+        f"ramp of power {schedule.power:g} to {target} of the {what} at step {schedule.end:,} "
+        f"(epoch {schedule.end / plan.steps_per_epoch:.3g}), constant from there"
+    )
+
+
+def _rate(config: Config, plan: Plan) -> str:
+    schedule = config.lr_schedule
+    first, last = (plan.lr * plan.lr_schedule.value(step) for step in (0, plan.total_steps - 1))
+    warmup = getattr(plan.lr_schedule, "warmup", 0)
+    text = f"{schedule.name}, peak {plan.lr:g}, first step {first:.3g}, last {last:.3g}"
+    if warmup:
+        text += f", warm-up over {warmup:,} steps"
+    if schedule.milestones:
+        text += f", ×{schedule.gamma:g} at steps {', '.join(f'{m:,}' for m in plan.lr_schedule.milestones)}"
+    return text

@@ -1,0 +1,22 @@
+"""What every architecture here shares: the size called small, and one initialization."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+SMALL_IMAGE = 64
+"""Images of at most this many pixels a side get the variant of a network that shrinks them less early."""
+
+
+def kaiming_normal(model: nn.Module) -> None:
+    """Draw every Conv2d and Linear weight from N(0, 2/fan_in), in place (He et al. 2015, arXiv:1502.01852).
+
+    Their biases become 0; batch normalization becomes weight 1, bias 0. Other modules stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, _BatchNorm) and module.affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,102 @@
+"""From a name and its options to a network."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import nn
+
+from st3.errors import UserError
+from st3.models.cifar_resnet import CifarResNet
+from st3.models.common import kaiming_normal
+from st3.models.external import build_timm, build_torchvision, torchvision_names, unknown
+from st3.models.mobilenet_v1 import MobileNetV1
+from st3.models.vgg import CONVS, VGG
+from st3.models.wide_resnet import WideResNet
+
+WRN = re.compile(r"wrn(\d+)_(\d+)")
+"""wrn34_2: a wide_resnet whose depth and width stand in its name."""
+
+
+class Entry(NamedTuple):
+    """One model: `build` takes classes, channels, image_size and those of `options` that were given."""
+
+    build: Callable[..., nn.Module]
+    options: tuple[str, ...] = ()
+
+
+def _any_size(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """For networks that are the same whatever the image size."""
+    return lambda *, image_size, **arguments: build(**arguments)
+
+
+OWN = {
+    **{f"resnet{depth}": Entry(_any_size(partial(CifarResNet, depth))) for depth in (20, 32, 44, 56, 110)},
+    "wide_resnet": Entry(_any_size(WideResNet), ("depth", "width", "dropout")),
+    **{f"vgg{depth}_bn": Entry(partial(VGG, depth)) for depth in CONVS},
+    "mobilenet_v1": Entry(MobileNetV1, ("width",)),
+}
+
+
+def model_names() -> list[str]:
+    """Every name, sorted; besides these, `wrnD_K` for each D = 6n + 4 and integer K, and `timm/NAME`."""
+    return sorted({*OWN, "wrn28_10", "wrn34_2", *torchvision_names()})
+
+
+def build_model(
+    name: str,
+    *,
+    classes: int,
+    channels: int = 3,
+    image_size: int = 224,
+    init: str = "default",
+    depth: int | None = None,
+    width: float | None = None,
+    dropout: float | None = None,
+) -> nn.Module:
+    """The untrained network `name`: `[B, channels, image_size, image_size]` float → logits `[B, classes]`.
+
+    Draws from torch's global generator and honours `with torch.device(...)`, meta too.
+
+    Args:
+        name: one of `model_names()`, `wrnD_K` such as `wrn34_2`, or `timm/NAME`. Our own come before
+            torchvision's of the same name.
+        init: `default`, the architecture's own initialization, or `kaiming_normal`, fan-in, on every layer.
+        depth: of `wide_resnet`: 6n + 4; default 28.
+        width: of `wide_resnet`: the factor k, default 10. Of `mobilenet_v1`: the multiplier α, default 1.0.
+        dropout: of `wide_resnet` and `wrnD_K`: probability between the convolutions of a block; default 0.
+
+    Raises:
+        UserError: a name, initialization or value that does not exist, an option that the model does not use,
+            an image size that it cannot take, or timm missing.
+    """
+    if init not in ("default", "kaiming_normal"):
+        raise UserError(f"model.init={init} does not exist: use model.init=default or model.init=kaiming_normal")
+    given = {"depth": depth, "width": width, "dropout": dropout}
+    given = {option: value for option, value in given.items() if value is not None}
+
+    if match := WRN.fullmatch(name):
+        for option, value in zip(("depth", "width"), map(int, match.groups()), strict=True):
+            if given.setdefault(option, value) != value:
+                raise UserError(
+                    f"model.{option}={given[option]} contradicts model.name={name}: drop it, "
+                    "or use model.name=wide_resnet"
+                )
+        entry = OWN["wide_resnet"]
+    elif name in OWN:
+        entry = OWN[name]
+    elif name.startswith("timm/"):
+        entry = Entry(partial(build_timm, name.removeprefix("timm/")))
+    elif name in torchvision_names():
+        entry = Entry(partial(build_torchvision, name))
+    else:
+        raise UserError(unknown(name, model_names()))
+
+    for option in given:
+        if option not in entry.options:
+            raise UserError(f"model.{option} has no effect on {name}: drop it")
+    model = entry.build(classes=classes, channels=channels, image_size=image_size, **given)
+    if init == "kaiming_normal":
+        kaiming_normal(model)
+    return model

@@ -1,0 +1,83 @@
+"""run.png: what happened in one run, from its files alone."""
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Okabe & Ito's colours, distinguishable with colour blindness.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+
+
+def draw_run(run_dir: Path) -> Path:
+    """Draw accuracy and sparsity over training, and each layer's sparsity, into `run_dir/run.png`.
+
+    Reads metrics.csv, layers.csv and summary.json. Returns the picture's path.
+    """
+    metrics, layers = _rows(run_dir / "metrics.csv"), _rows(run_dir / "layers.csv")
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(1, 1.15))
+    figure.suptitle(
+        f"{summary['model']} on {summary['dataset']}, {summary['method']}: {summary['top1']:.2f} % top-1 "
+        f"at {summary['sparsity']:.2%} sparsity, {_millions(summary['macs_dense'])} → {_millions(summary['macs'])} MACs"
+    )
+    _training(left, metrics, summary["steps"] / summary["epochs"])
+    _layers(right, layers, summary["sparsity"])
+    path = run_dir / "run.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _training(axes, metrics: list[dict], steps_per_epoch: float) -> None:
+    def series(name: str) -> tuple[list[float], list[float]]:
+        rows = [row for row in metrics if row[name]]
+        return [float(row["step"]) / steps_per_epoch for row in rows], [float(row[name]) for row in rows]
+
+    for name, colour in (("val_top1", GREEN), ("test_top1", BLUE)):
+        epochs, top1 = series(name)
+        if epochs:
+            axes.plot(epochs, top1, color=colour, marker="o" if len(epochs) < 30 else None, markersize=4)
+            axes.annotate(
+                f"{name.split('_')[0]} top-1",
+                (epochs[-1], top1[-1]),
+                (-4, 7),
+                textcoords="offset points",
+                color=colour,
+                ha="right",
+            )
+    axes.set(xlabel="epoch", ylabel="top-1 accuracy (%)", title="Training")
+    axes.grid(alpha=0.25)
+    sparse = axes.twinx()
+    epochs, sparsity = series("sparsity")
+    sparse.plot(epochs, [100 * s for s in sparsity], color=ORANGE, linewidth=1.5)
+    sparse.set_ylim(0, 102)
+    sparse.set_ylabel("sparsity (%)", color=ORANGE)
+    sparse.tick_params(axis="y", colors=ORANGE)
+
+
+def _layers(axes, layers: list[dict], overall: float) -> None:
+    places = range(len(layers))
+    colours = [ORANGE if row["pruned"] == "True" else GREY for row in layers]
+    axes.bar(places, [100 * float(row["sparsity"]) for row in layers], color=colours, width=0.8)
+    axes.axhline(100 * overall, color="black", linewidth=1, linestyle="--")
+    axes.annotate(
+        f"all pruned layers {overall:.2%}", (0, 100 * overall), (0, 3), textcoords="offset points", fontsize=8
+    )
+    every = max(1, len(layers) // 30)
+    axes.set_xticks(places[::every], [row["name"] for row in layers][::every], rotation=90, fontsize=7)
+    axes.set(ylim=(0, 108), ylabel="zero weights (%)", title="Sparsity of each layer, input to output")
+    axes.margins(x=0.01)
+
+
+def _rows(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _millions(macs: int) -> str:
+    return f"{macs / 1e6:,.1f} M"

@@ -1,0 +1,57 @@
+"""Exponential moving average of a network in sparse training."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from st3.sparsify import Sparsifier
+
+
+class RawAverage:
+    """Averages the raw weights, and everything else in the state dict; its network is the projection of the average.
+
+    Averaging the sparse weights themselves would fill zeros in again wherever the mask moved.
+    `decay` d: `average ← d·average + (1 − d)·value`, with d at most `(1 + t)/(10 + t)` at update t, so that the
+    first averages are not dominated by the initial weights.
+    """
+
+    def __init__(self, model: nn.Module, sparsifier: Sparsifier, decay: float):
+        self._model, self._sparsifier, self.decay, self.updates = model, sparsifier, decay, 0
+        self.values = {name: value.clone() for name, value in self._current().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """To be called after each optimizer step. Never waits for the device."""
+        self.updates += 1
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in self._current().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, weight)
+            else:
+                self.values[name].copy_(value)
+
+    @torch.no_grad()
+    def network(self) -> nn.Module:
+        """A copy of the model that holds the projected average: as sparse as the model is now."""
+        network = copy.deepcopy(self._model)
+        pruned = {f"{layer}.weight".lstrip("."): layer for layer in self._sparsifier.pruned_layers}
+        projected = self._sparsifier.project({layer: self.values[name] for name, layer in pruned.items()})
+        named = dict(network.named_parameters()) | dict(network.named_buffers())
+        for name, value in self.values.items():
+            named[name].copy_(projected[pruned[name]] if name in pruned else value)
+        return network
+
+    def state_dict(self) -> dict:
+        return {"values": self.values, "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates = state["updates"]
+        for name, value in self.values.items():
+            value.copy_(state["values"][name])
+
+    def _current(self) -> dict[str, Tensor]:
+        # named_parameters lists a shared weight once, under the same name as the sparsifier does.
+        current = {n: p.detach() for n, p in self._model.named_parameters()} | dict(self._model.named_buffers())
+        raw = self._sparsifier.raw_weights()
+        return current | {f"{layer}.weight".lstrip("."): weight for layer, weight in raw.items()}

@@ -1,0 +1,53 @@
+"""Device and arithmetic precision."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from st3.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`. Raises `UserError` for what is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UserError(f"device={name} is not known: choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}, but PyTorch sees no CUDA device here: use device=cpu")
+    if index and kind == "cuda" and int(index) >= torch.cuda.device_count():
+        raise UserError(f"device={name}, but there are only {torch.cuda.device_count()} CUDA devices")
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How forward passes compute. Weights stay float32."""
+
+    name: str
+    """fp32, bf16 or fp16."""
+    device: torch.device
+
+    def autocast(self):
+        """Context for one forward pass. To be entered anew each time: its weight cache does not see a step."""
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler; without effect but for fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def pick_precision(name: str, device: torch.device) -> Precision:
+    """`auto` is bf16 on CUDA devices that have it, fp16 on others, fp32 on CPU. Raises `UserError` for fp16 on CPU."""
+    if name == "auto":
+        if device.type == "cpu":
+            name = "fp32"
+        else:
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("precision=fp16 needs a CUDA device: use precision=bf16 or precision=fp32 on the CPU")
+    return Precision(name, device)

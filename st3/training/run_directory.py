@@ -1,0 +1,221 @@
+"""The folder that a run leaves behind, and the listener that fills it."""
+
+import csv
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+import torchvision
+from omegaconf import OmegaConf
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from st3.errors import UserError
+from st3.measure import LayerRow
+from st3.training.checkpoints import load_checkpoint, save_checkpoint, save_json, write_atomically
+from st3.training.state import TrainingState
+
+METRICS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "lr",
+    "sparsity_scheduled",
+    "sparsity",
+    "threshold",
+    "macs",
+    "val_top1",
+    "val_top5",
+    "test_top1",
+    "test_top5",
+    "images_per_second",
+)
+"""Columns of metrics.csv and tags of the TensorBoard events."""
+
+# Settings that may differ when a run is continued: they change where and how it runs, not what it computes.
+_FREE = {"run_dir", "dry_run", "device", "compile", "log_every", "dataset.root", "dataset.workers", "dataset.download"}
+
+
+class RunDirectory:
+    """Files of one run under `path`; nothing is written before `start`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def check(self, config: Mapping) -> None:
+        """Refuse, with a `UserError`, a folder that holds something else than an earlier part of this run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run_dir={self.path} is a file: choose a folder")
+        stored = self.path / "config.yaml"
+        if not stored.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise UserError(f"run_dir={self.path} holds other files but no run: choose an empty or new folder")
+            return
+        theirs, ours = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(config)
+        for key in sorted((theirs.keys() | ours.keys()) - _FREE):
+            if theirs.get(key) != ours.get(key):
+                raise UserError(
+                    f"run_dir={self.path} holds a run with {key}={theirs.get(key)}, not {ours.get(key)}: "
+                    "choose another run_dir, or give the same settings to continue it"
+                )
+
+    def finished(self) -> dict | None:
+        """The summary of a run that is complete."""
+        summary = self.path / "summary.json"
+        if not summary.exists():
+            return None
+        content = json.loads(summary.read_text(encoding="utf-8"))
+        return content if content["finished"] else None
+
+    def resume(self, state: TrainingState, device: torch.device) -> bool:
+        """Load `last.pt` into `state` if there is one."""
+        last = self.path / "last.pt"
+        if not last.exists():
+            return False
+        state.load_state_dict(load_checkpoint(last, device))
+        return True
+
+    def start(self, config: Mapping, overrides: list[str], environment: Mapping) -> None:
+        """Create the folder and say what runs here."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name, content in (("overrides.yaml", overrides), ("environment.yaml", dict(environment))):
+            self._write_yaml(name, content)
+        self._write_yaml("config.yaml", config)  # last: its presence says that the folder is a run's
+
+    def _write_yaml(self, name: str, content: object) -> None:
+        text = OmegaConf.to_yaml(OmegaConf.create(content))
+        write_atomically(self.path / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def write_layers(self, rows: Iterable[LayerRow]) -> None:
+        """layers.csv: one row for each Conv2d and Linear layer."""
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, [f.name for f in fields(LayerRow)])
+                writer.writeheader()
+                writer.writerows(asdict(row) for row in rows)
+
+        write_atomically(self.path / "layers.csv", write)
+
+
+class RunRecorder:
+    """Listens to the loop: progress bar, metrics.csv, TensorBoard, checkpoints, layers.csv, summary.json."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        state: TrainingState,
+        *,
+        total_steps: int,
+        epochs: int,
+        layer_rows: Callable[[], list[LayerRow]],
+        summary: Callable[[], dict],
+    ):
+        self._directory, self._epochs = directory, epochs
+        self._layer_rows, self._summary = layer_rows, summary
+        self._open_metrics(state.step)
+        self._events = SummaryWriter(str(directory.path), purge_step=state.step + 1 if state.step else None)
+        self._bar = tqdm(total=total_steps, initial=state.step, unit="step", disable=None, leave=False)
+
+    def progress(self) -> None:
+        self._bar.update()
+
+    def row(self, state: TrainingState, row: dict) -> None:
+        self._write({"epoch": state.epoch + 1, "step": state.step, **row})
+        self._bar.set_postfix_str(f"loss {row['train_loss']:.3f}, sparsity {row['sparsity']:.2%}", refresh=False)
+        self._latest = row
+
+    def evaluation(self, state: TrainingState, is_best: bool) -> None:
+        scores = {k: v for k, v in state.scores.items() if k != "epoch"}
+        self._write({"epoch": state.epoch, "step": state.step, **scores})
+        said = ", ".join(
+            f"{split} top-1 {scores[f'{split}_top1']:.2f} %" for split in ("val", "test") if f"{split}_top1" in scores
+        )
+        self._bar.write(
+            f"epoch {state.epoch}/{self._epochs}: loss {self._latest['train_loss']:.3f}, {said}, "
+            f"sparsity {self._latest['sparsity']:.2%}, {self._latest['images_per_second']:,.0f} images/s"
+        )
+        if is_best:
+            best = {"model": state.network().state_dict(), **state.best}
+            save_checkpoint(self._directory.path / "best.pt", best)
+        self._directory.write_layers(self._layer_rows())
+
+    def checkpoint(self, state: TrainingState) -> None:
+        self._file.flush()
+        save_checkpoint(self._directory.path / "last.pt", state.state_dict())
+        if state.scores:
+            save_json(self._directory.path / "summary.json", self._summary() | {"finished": False})
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        self._events.close()
+
+    def _open_metrics(self, step: int) -> None:
+        """Keep the rows up to `step`: a continued run writes the later ones again."""
+        path = self._directory.path / "metrics.csv"
+        kept = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        self._file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._writer = csv.DictWriter(self._file, METRICS)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+
+    def _write(self, row: dict) -> None:
+        self._writer.writerow(row)
+        self._file.flush()
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                self._events.add_scalar(name, value, row["step"])
+
+
+def environment(device: torch.device, version: str) -> dict:
+    """Versions, device and the state of the git project in the current folder, if it is one."""
+    return {
+        "st3": version,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def fresh_path(parent: Path, name: str) -> Path:
+    """`parent/name`, or the first of name-2, name-3, … that does not exist."""
+    path, count = parent / name, 1
+    while path.exists():
+        count += 1
+        path = parent / f"{name}-{count}"
+    return path

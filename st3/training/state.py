@@ -1,0 +1,54 @@
+"""Everything that changes while training, in one place: what a checkpoint holds."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from st3.sparsify import Sparsifier
+from st3.training.ema import RawAverage
+
+
+@dataclass
+class TrainingState:
+    """The moving parts of a run; `state_dict()` holds tensors and plain data only."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    sparsifier: Sparsifier
+    scaler: torch.amp.GradScaler
+    average: RawAverage | None = None
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Optimizer steps done."""
+    seconds: float = 0.0
+    """Wall time spent in training and evaluation, over all sittings."""
+    scores: dict = field(default_factory=dict)
+    """The latest evaluation."""
+    best: dict = field(default_factory=dict)
+    """The best evaluation at full sparsity; empty before there is one."""
+
+    def network(self) -> nn.Module:
+        """What is evaluated and saved: the model, or the projected average where one is kept."""
+        return self.average.network() if self.average else self.model
+
+    def state_dict(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            **{name: getattr(self, name) for name in ("epoch", "step", "seconds", "scores", "best")},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        for name in ("epoch", "step", "seconds", "scores", "best"):
+            setattr(self, name, state[name])
