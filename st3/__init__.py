@@ -1,7 +1,20 @@
 """st3: train an image classifier and make it sparse in the same training cycle."""
 
+from typing import TYPE_CHECKING
+
 from st3.errors import UserError
-from st3.sparsify import Sparsifier
+
+if TYPE_CHECKING:
+    from st3.sparsify import Sparsifier
 
 __all__ = ["Sparsifier", "UserError"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    # Importing PyTorch takes seconds, which the command's --help and completion need not wait for.
+    if name == "Sparsifier":
+        from st3.sparsify import Sparsifier
+
+        return Sparsifier
+    raise AttributeError(f"module 'st3' has no attribute {name!r}")

@@ -27,7 +27,7 @@ def describe_recipe(
         f"{data.image_size} input, {facts.classes} classes, {model.init} initialization",
         "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}",
         "method": _method(config, method),
-        "pruned": _pruned(rows),
+        "pruned": _pruned(config, rows),
         "sparsity": _sparsity(config, plan),
         "steps": f"{plan.total_steps:,} optimizer steps: {plan.epochs} epochs of {plan.steps_per_epoch:,}, "
         f"batch {config.batch_size}" + (f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""),
@@ -110,7 +110,9 @@ def _method(config: Config, method: object) -> str:
     )
 
 
-def _pruned(rows: Sequence[LayerRow]) -> str:
+def _pruned(config: Config, rows: Sequence[LayerRow]) -> str:
+    if config.method.name == "dense":
+        return f"nothing; {totals(rows).prunable:,} weights are prunable"
     left = [row.name for row in rows if not row.pruned]
     text = f"{len(rows) - len(left)} of {len(rows)} Conv and Linear layers, {totals(rows).prunable:,} weights"
     return f"{text}; dense: {', '.join(left)}" if left else f"{text}; biases and normalisation stay dense"
@@ -119,6 +121,8 @@ def _pruned(rows: Sequence[LayerRow]) -> str:
 def _sparsity(config: Config, plan: Plan) -> str:
     schedule, target = plan.sparsity, f"{plan.target_sparsity:.2%}"
     what = "MACs" if config.method.target == "flops" else "weights"
+    if config.method.name == "dense":
+        return "0 throughout"
     if not isinstance(schedule, PolynomialRamp):
         return f"{target} of the {what} from the first step on"
     return (

@@ -41,20 +41,23 @@ def _training(axes, metrics: list[dict], steps_per_epoch: float) -> None:
     for name, colour in (("val_top1", GREEN), ("test_top1", BLUE)):
         epochs, top1 = series(name)
         if epochs:
-            axes.plot(epochs, top1, color=colour, marker="o" if len(epochs) < 30 else None, markersize=4)
-            axes.annotate(
-                f"{name.split('_')[0]} top-1",
-                (epochs[-1], top1[-1]),
-                (-4, 7),
-                textcoords="offset points",
+            axes.plot(
+                epochs,
+                top1,
                 color=colour,
-                ha="right",
+                label=f"{name.split('_')[0]} top-1",
+                marker="o" if len(epochs) < 30 else None,
+                markersize=4,
             )
     axes.set(xlabel="epoch", ylabel="top-1 accuracy (%)", title="Training")
     axes.grid(alpha=0.25)
     sparse = axes.twinx()
     epochs, sparsity = series("sparsity")
-    sparse.plot(epochs, [100 * s for s in sparsity], color=ORANGE, linewidth=1.5)
+    sparse.plot(epochs, [100 * s for s in sparsity], color=ORANGE, linewidth=1.5, label="sparsity")
+    lines = [*axes.get_lines(), *sparse.get_lines()]
+    axes.legend(lines, [line.get_label() for line in lines], loc="lower right", framealpha=0.9)
+    axes.set_zorder(sparse.get_zorder() + 1)  # the legend and the accuracy above the sparsity
+    axes.patch.set_visible(False)
     sparse.set_ylim(0, 102)
     sparse.set_ylabel("sparsity (%)", color=ORANGE)
     sparse.tick_params(axis="y", colors=ORANGE)

@@ -81,7 +81,10 @@ class RunDirectory:
 
     def start(self, config: Mapping, overrides: list[str], environment: Mapping) -> None:
         """Create the folder and say what runs here."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}): choose another") from error
         for name, content in (("overrides.yaml", overrides), ("environment.yaml", dict(environment))):
             self._write_yaml(name, content)
         self._write_yaml("config.yaml", config)  # last: its presence says that the folder is a run's
@@ -117,6 +120,7 @@ class RunRecorder:
     ):
         self._directory, self._epochs = directory, epochs
         self._layer_rows, self._summary = layer_rows, summary
+        self._row: dict = {}
         self._open_metrics(state.step)
         self._events = SummaryWriter(str(directory.path), purge_step=state.step + 1 if state.step else None)
         self._bar = tqdm(total=total_steps, initial=state.step, unit="step", disable=None, leave=False)
@@ -125,19 +129,17 @@ class RunRecorder:
         self._bar.update()
 
     def row(self, state: TrainingState, row: dict) -> None:
-        self._write({"epoch": state.epoch + 1, "step": state.step, **row})
+        self._flush()
+        self._row = {"epoch": state.epoch + 1, "step": state.step, **row}
         self._bar.set_postfix_str(f"loss {row['train_loss']:.3f}, sparsity {row['sparsity']:.2%}", refresh=False)
-        self._latest = row
 
     def evaluation(self, state: TrainingState, is_best: bool) -> None:
-        scores = {k: v for k, v in state.scores.items() if k != "epoch"}
-        self._write({"epoch": state.epoch, "step": state.step, **scores})
-        said = ", ".join(
-            f"{split} top-1 {scores[f'{split}_top1']:.2f} %" for split in ("val", "test") if f"{split}_top1" in scores
-        )
+        scores = {name: value for name, value in state.scores.items() if name != "epoch"}
+        self._row |= scores  # an epoch ends with a row, which takes the scores in
+        top1 = [f"{name.removesuffix('_top1')} top-1 {value:.2f} %" for name, value in scores.items() if "1" in name]
         self._bar.write(
-            f"epoch {state.epoch}/{self._epochs}: loss {self._latest['train_loss']:.3f}, {said}, "
-            f"sparsity {self._latest['sparsity']:.2%}, {self._latest['images_per_second']:,.0f} images/s"
+            f"epoch {state.epoch}/{self._epochs}: loss {self._row['train_loss']:.3f}, {', '.join(top1)}, "
+            f"sparsity {self._row['sparsity']:.2%}, {self._row['images_per_second']:,.0f} images/s"
         )
         if is_best:
             best = {"model": state.network().state_dict(), **state.best}
@@ -145,13 +147,14 @@ class RunRecorder:
         self._directory.write_layers(self._layer_rows())
 
     def checkpoint(self, state: TrainingState) -> None:
-        self._file.flush()
+        self._flush()
         save_checkpoint(self._directory.path / "last.pt", state.state_dict())
         if state.scores:
             save_json(self._directory.path / "summary.json", self._summary() | {"finished": False})
 
     def close(self) -> None:
         self._bar.close()
+        self._flush()
         self._file.close()
         self._events.close()
 
@@ -167,12 +170,13 @@ class RunRecorder:
         self._writer.writeheader()
         self._writer.writerows(kept)
 
-    def _write(self, row: dict) -> None:
-        self._writer.writerow(row)
-        self._file.flush()
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                self._events.add_scalar(name, value, row["step"])
+    def _flush(self) -> None:
+        row, self._row = self._row, {}
+        if row:
+            self._writer.writerow(row)
+            self._file.flush()
+        for name in row.keys() - {"epoch", "step"}:
+            self._events.add_scalar(name, row[name], row["step"])
 
 
 def environment(device: torch.device, version: str) -> dict:
@@ -210,12 +214,3 @@ def _flat(config: Mapping, prefix: str = "") -> dict:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def fresh_path(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of name-2, name-3, … that does not exist."""
-    path, count = parent / name, 1
-    while path.exists():
-        count += 1
-        path = parent / f"{name}-{count}"
-    return path
