@@ -276,17 +276,16 @@ def unknown_setting(name: str) -> str:
     """The complaint about a setting that does not exist, with those that are spelled like it."""
     known = [f.name for f in fields(Config)]
     known += [f"{f.name}.{g.name}" for f in fields(Config) if is_dataclass(f.type) for g in fields(f.type)]
-    return f"{name} is not a setting: {_suggest(name, known)}"
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "st3-train --cfg job prints them all"
+    return f"{name} is not a setting: {hint}"
 
 
 def unknown_choice(name: str, value: str, allowed: Sequence[str]) -> str:
     """The complaint about a value that is not among those allowed."""
-    return f"{name}={value} does not exist: {_suggest(value, allowed)}"
-
-
-def _suggest(given: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=3)
-    return f"did you mean {', '.join(close)}?" if close else f"choose among {', '.join(known)}"
+    close = difflib.get_close_matches(value, allowed, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else f"choose among {', '.join(allowed)}"
+    return f"{name}={value} does not exist: {hint}"
 
 
 def _check(holds: bool, message: str) -> None:

@@ -6,6 +6,7 @@ Everything that imports PyTorch is imported late, so that --help and shell compl
 import os
 import re
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from st3.errors import UserError
@@ -27,6 +28,7 @@ def main() -> None:
     """Console entry. What the user can mend ends in one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     failed: list[UserError] = []
+    started = datetime.now()
 
     @hydra.main(config_path=_config_path(), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
@@ -34,12 +36,13 @@ def main() -> None:
         from st3.run import run
 
         hydra_config = HydraConfig.get()
-        overrides = list(hydra_config.overrides.task)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            print(f"\n[{hydra_config.job.num}] {' '.join(overrides)}", flush=True)
+        overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
+        if number is not None:
+            print(f"\n[{number}] {' '.join(overrides)}", flush=True)
         try:
             config = load_config(composed)
-            run(config, overrides, _default_dir(config, hydra_config))
+            run(config, overrides, _default_dir(config, started, number))
         except UserError as error:  # the other jobs of a sweep go on
             failed.append(error)
             _complain(error)
@@ -47,7 +50,9 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     try:
-        job()
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ["ST3_SCRATCH"] = scratch  # where Hydra may write before anything is checked
+            job()
     except (HydraException, OmegaConfBaseException) as error:
         _complain(_in_one_line(error))
         sys.exit(2)
@@ -65,17 +70,16 @@ def _config_path() -> str:
     return str((checkout if beside else package) / "configs")
 
 
-def _default_dir(config: "Config", hydra_config: DictConfig) -> Path:
-    """A folder of its own for each run, below outputs/ or the sweep's folder."""
+def _default_dir(config: "Config", started: datetime, number: int | None) -> Path:
+    """A folder of its own for each run below outputs/; job `number` of a sweep gets one inside the sweep's."""
     name = f"{config.model.name}-{config.dataset.name}-{config.method.name}-{config.target_sparsity:g}-s{config.seed}"
     name = re.sub(r"[^\w.=-]+", "_", name)
-    if hydra_config.mode == RunMode.MULTIRUN:
-        return Path(hydra_config.sweep.dir, f"{hydra_config.job.num:02d}-{name}")
-    path = Path("outputs", f"{datetime.now():%Y%m%d-%H%M%S}-{name}")
-    number = 1
-    while path.exists():  # another run started in the same second
-        number += 1
-        path = path.with_name(f"{path.name}-{number}")
+    when = f"{started:%Y%m%d-%H%M%S}"
+    path = Path("outputs", f"{when}-{name}") if number is None else Path("outputs", f"{when}-sweep", f"{number}-{name}")
+    same = 1
+    while path.exists():  # another command started in the same second
+        same += 1
+        path = path.with_name(f"{path.name}-{same}")
     return path
 
 
