@@ -128,6 +128,10 @@ DOWNLOADED: dict[str, Callable[..., Source]] = {
     "fashion_mnist": partial(official, datasets.FashionMNIST, MNIST_FILES, "FashionMNIST/raw"),
     "mnist": partial(official, datasets.MNIST, MNIST_FILES, "MNIST/raw"),
 }
-FOLDERS: dict[str, Callable[..., Source]] = {"folder": image_folder, "imagenet": image_folder}
+FOLDERS: dict[str, Callable[..., Source]] = {
+    "folder": image_folder,
+    "cifar10_folder": image_folder,
+    "imagenet": image_folder,
+}
 MADE_HERE: dict[str, Callable[..., Source]] = {"fake": fake, "fashion_mnist_embedded": fashion_mnist_embedded}
 DATASETS = DOWNLOADED | FOLDERS | MADE_HERE

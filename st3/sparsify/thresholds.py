@@ -43,8 +43,8 @@ def weighted_quantile(values: Tensor, costs: Tensor, q: float) -> Tensor:
     wanted = position[-1].double() * q
     below = (torch.searchsorted(position, wanted, right=True) - 1).clamp(max=len(values) - 1)
     above = (below + 1).clamp(max=len(values) - 1)
-    span = (position[above] - position[below]).clamp(min=1)
-    return _between(ordered[below], ordered[above], (wanted - position[below]) / span)
+    start, stop = position.take(below), position.take(above)  # indexing by a tensor would wait for its value
+    return _between(ordered.take(below), ordered.take(above), (wanted - start) / (stop - start).clamp(min=1))
 
 
 def _between(low: Tensor, high: Tensor, fraction: Tensor | float) -> Tensor:
