@@ -99,7 +99,7 @@ def _lr_schedule(config: Config, total: int, steps) -> LRSchedule:
     milestones = tuple(steps(m, "lr_schedule.milestones") for m in schedule.milestones)
     if list(milestones) != sorted(milestones) or (milestones and milestones[-1] > total):
         raise UserError(
-            f"lr_schedule.milestones={schedule.milestones} (steps {list(milestones)}) must rise and lie within "
+            f"lr_schedule.milestones={schedule.milestones} (steps {list(milestones)}) must not fall and lie within "
             f"the {total} steps of training"
         )
     return MultiStepLR(milestones=milestones, gamma=schedule.gamma, warmup=warmup)

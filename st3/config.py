@@ -1,6 +1,7 @@
 """What a run is made of: the schema that the YAML files and the command line must fit, and every check on it."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
@@ -41,9 +42,9 @@ class DatasetConfig:
     """1 (grey) or 3 (RGB)."""
     image_size: int = 224
     """Side of the square images that the network sees, in pixels."""
-    mean: list[float] = field(default_factory=list)
+    mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Mean of each channel, of pixels in [0, 1]."""
-    std: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=lambda: [0.25, 0.25, 0.25])
     """Standard deviation of each channel."""
     augment: str = "none"
     """none, crop, crop_flip or random_resized_crop."""
@@ -186,9 +187,20 @@ class Config:
         _check(self.ema is None or 0 < self.ema < 1, f"ema={self.ema} must lie between 0 and 1, or be null")
         _check(self.seed >= 0, f"seed={self.seed} must not be negative")
         _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        _check(self.optimizer.lr > 0, f"optimizer.lr={self.optimizer.lr:g} must be positive")
-        _check(self.optimizer.weight_decay >= 0, f"optimizer.weight_decay={self.optimizer.weight_decay:g} is negative")
-        _check(self.dataset.image_size >= 1, f"dataset.image_size={self.dataset.image_size} must be at least 1")
+        _check(0 < self.optimizer.lr < math.inf, f"optimizer.lr={self.optimizer.lr:g} must be positive and finite")
+        for group, name in (
+            ("optimizer", "weight_decay"),
+            ("optimizer", "momentum"),
+            ("optimizer", "eps"),
+            ("lr_schedule", "gamma"),
+            ("lr_schedule", "final"),
+            ("lr_schedule", "initial"),
+        ):
+            value = getattr(getattr(self, group), name)
+            _check(value is None or value >= 0, f"{group}.{name}={value} must not be negative")
+        power = self.schedule.power
+        _check(power is None or power > 0, f"schedule.power={power} must be positive: 3 is the cubic ramp")
+        self._check_data()
         _one_of("method.target", self.method.target, ("weights", "flops"))
         self._check_switches(
             "schedule", self.schedule, {"ramp": ("start", "end", "power"), "constant": ()}, all_needed=True
@@ -200,9 +212,10 @@ class Config:
             common=("lr", "weight_decay"),
             all_needed=True,
         )
+        betas = self.optimizer.betas
         _check(
-            self.optimizer.betas is None or len(self.optimizer.betas) == 2,
-            f"optimizer.betas={self.optimizer.betas} must be two numbers: optimizer.betas=[0.9,0.999]",
+            betas is None or (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
+            f"optimizer.betas={betas} must be two numbers in [0, 1): optimizer.betas=[0.9,0.999]",
         )
         self._check_switches(
             "lr_schedule",
@@ -223,6 +236,20 @@ class Config:
             common=("include", "exclude", "target"),
         )
 
+    def _check_data(self):
+        data = self.dataset
+        _check(data.image_size >= 1, f"dataset.image_size={data.image_size} must be at least 1")
+        _check(data.channels in (1, 3), f"dataset.channels={data.channels} must be 1 or 3")
+        for name in ("mean", "std"):
+            values = getattr(data, name)
+            _check(
+                len(values) == data.channels,
+                f"dataset.{name}={values} does not fit dataset.channels={data.channels}: one number per channel",
+            )
+        _check(all(std > 0 for std in data.std), f"dataset.std={data.std} must be positive")
+        for name in ("val_images", "workers"):
+            _check(getattr(data, name) >= 0, f"dataset.{name}={getattr(data, name)} must not be negative")
+
     def _check_switches(self, group, config, used, common=(), all_needed=False):
         """Each variant of a group has its own settings: none without effect, and (if so) none missing."""
         _one_of(f"{group}.name", config.name, tuple(used))
@@ -230,7 +257,10 @@ class Config:
             if key == "name" or key in common:
                 continue
             mine = key in used[config.name]
-            _check(mine or value is None, f"{group}.{key}={value} has no effect with {group}={config.name}: drop it")
+            _check(
+                mine or value is None,
+                f"{group}.{key}={value} has no effect with {group}={config.name}: set {group}.{key}=null",
+            )
             _check(not (mine and all_needed and value is None), f"{group}={config.name} needs {group}.{key}=…")
 
     @property

@@ -54,7 +54,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     sparsifier = make_sparsifier(config, plan, model, macs).attach(optimizer)
     average = RawAverage(model, sparsifier, config.ema) if config.ema else None
     state = TrainingState(model, optimizer, sparsifier, precision.scaler(), average)
-    if directory.resume(state, device):
+    if directory.resume(state):
         print(f"continuing {directory.path} after epoch {state.epoch}", flush=True)
     directory.start(asdict(config), overrides, environment(device, st3.__version__))
     if config.compile:
@@ -78,7 +78,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     finally:
         recorder.close()
     if average:
-        model.load_state_dict(average.network().state_dict())
+        average.finish()
 
     directory.write_layers(layer_rows())
     metadata = {"model": config.model.name, "dataset": config.dataset.name, "st3": st3.__version__}

@@ -29,12 +29,14 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     failed: list[UserError] = []
     started = datetime.now()
+    composing = [True]  # until the first job
 
     @hydra.main(config_path=_config_path(), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
         from st3.config import load_config
         from st3.run import run
 
+        composing.clear()
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
@@ -55,6 +57,11 @@ def main() -> None:
             job()
     except (HydraException, OmegaConfBaseException) as error:
         _complain(_in_one_line(error))
+        sys.exit(2)
+    except ValueError as error:
+        if not composing:
+            raise
+        _complain(f"{_in_one_line(error)} (in {' '.join(sys.argv[1:])})")  # model=null and the like
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

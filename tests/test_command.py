@@ -88,6 +88,7 @@ def files_below(folder: Path) -> set[str]:
         ("recipe=cifar10", "recipe=cifar10 does not exist"),
         ("sparsity==1", "Error parsing override"),
         ("run_dir=${nothing}", "nothing"),
+        ("model=null", "model"),
         ("-m sparsity=0.5,0.9 typo=1", "typo is not a setting"),
     ],
 )

@@ -15,7 +15,8 @@ def layer_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str,
     """MACs of every dense Conv2d and Linear layer by name, for one input of shape (channels, height, width).
 
     A layer that runs twice counts twice; a weight that several layers share is listed under the first one's name with
-    the sum. Runs on the meta device: nothing is computed and the model is untouched.
+    the sum. Of `nn.MultiheadAttention` only the output projection is a Linear layer; the input projections are plain
+    parameters and not counted. Runs on the meta device: nothing is computed and the model is untouched.
 
     Raises `UserError` when the model cannot take inputs of that shape.
     """
@@ -32,6 +33,12 @@ def layer_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str,
                 macs[name] += layer.weight.numel() * output.numel() // layer.weight.shape[0]
 
             module.register_forward_hook(count)
+        elif isinstance(module, nn.MultiheadAttention):
+            # It multiplies by out_proj's weight without calling out_proj: once at each of its output positions.
+            def count_projection(attention, _, output, name=f"{name}.out_proj"):
+                macs[name] += attention.out_proj.weight.numel() * output[0].numel() // attention.embed_dim
+
+            module.register_forward_hook(count_projection)
     try:
         with torch.no_grad():
             meta(torch.empty(1, *input_shape, device="meta"))

@@ -4,10 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, distinguishable with colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
@@ -20,7 +17,8 @@ def draw_run(run_dir: Path) -> Path:
     """
     metrics, layers = _rows(run_dir / "metrics.csv"), _rows(run_dir / "layers.csv")
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(1, 1.15))
+    figure = Figure(figsize=(13, 4.6), layout="constrained")  # not pyplot: no window system, no global state
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     figure.suptitle(
         f"{summary['model']} on {summary['dataset']}, {summary['method']}: {summary['top1']:.2f} % top-1 "
         f"at {summary['sparsity']:.2%} sparsity, {_millions(summary['macs_dense'])} → {_millions(summary['macs'])} MACs"
@@ -29,7 +27,6 @@ def draw_run(run_dir: Path) -> Path:
     _layers(right, layers, summary["sparsity"])
     path = run_dir / "run.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 

@@ -284,5 +284,7 @@ def _costs(target: str, macs: Mapping[str, int] | None, weights: dict[str, nn.Pa
         raise UserError(f"method.target={target} is not known: choose weights or flops")
     if macs is None or (missing := weights.keys() - macs.keys()):
         raise UserError(f"target='flops' needs macs of every pruned layer{'' if macs is None else f', also {missing}'}")
+    if idle := [name for name in weights if macs[name] == 0]:
+        raise UserError(f"target='flops' cannot weigh {idle[0]}, which has no MACs: method.exclude=[{','.join(idle)}]")
     device = next(iter(weights.values())).device
     return torch.tensor([macs[name] // weight.numel() for name, weight in weights.items()], device=device)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import save
@@ -32,17 +34,19 @@ def save_checkpoint(path: Path, state: dict) -> None:
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict:
-    """Read what `save_checkpoint` wrote; nothing but tensors and plain data is accepted.
+def load_checkpoint(path: Path) -> dict:
+    """Read what `save_checkpoint` wrote, onto the CPU; nothing but tensors and plain data is accepted.
 
     Raises `UserError` when the file is damaged.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch.load has no common base for what a damaged file raises
-        raise UserError(
-            f"cannot read {path} ({str(error).splitlines()[0]}): remove it, or choose another run_dir"
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch.load does not look at the checksums
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot read {path} ({reason}): remove it, or choose another run_dir") from error
 
 
 def save_network(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

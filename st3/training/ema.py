@@ -35,12 +35,21 @@ class RawAverage:
     def network(self) -> nn.Module:
         """A copy of the model that holds the projected average: as sparse as the model is now."""
         network = copy.deepcopy(self._model)
-        pruned = {f"{layer}.weight".lstrip("."): layer for layer in self._sparsifier.pruned_layers}
+        pruned = self._pruned_parameters()
         projected = self._sparsifier.project({layer: self.values[name] for name, layer in pruned.items()})
         named = dict(network.named_parameters()) | dict(network.named_buffers())
         for name, value in self.values.items():
             named[name].copy_(projected[pruned[name]] if name in pruned else value)
         return network
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the average into the model for good: its raw weights, their projection, everything else."""
+        raw = {layer: self.values[name] for name, layer in self._pruned_parameters().items()}
+        for name, value in self._current().items():
+            value.copy_(self.values[name])
+        state = self._sparsifier.state_dict()
+        self._sparsifier.load_state_dict(state | {"raw": raw if state["raw"] else {}})
 
     def state_dict(self) -> dict:
         return {"values": self.values, "updates": self.updates}
@@ -51,7 +60,11 @@ class RawAverage:
             value.copy_(state["values"][name])
 
     def _current(self) -> dict[str, Tensor]:
-        # named_parameters lists a shared weight once, under the same name as the sparsifier does.
         current = {n: p.detach() for n, p in self._model.named_parameters()} | dict(self._model.named_buffers())
         raw = self._sparsifier.raw_weights()
-        return current | {f"{layer}.weight".lstrip("."): weight for layer, weight in raw.items()}
+        return current | {name: raw[layer] for name, layer in self._pruned_parameters().items()}
+
+    def _pruned_parameters(self) -> dict[str, str]:
+        """Layer name by parameter name, for the pruned weights. They can differ by more than ".weight"."""
+        layers = {id(self._model.get_submodule(layer).weight): layer for layer in self._sparsifier.pruned_layers}
+        return {name: layers[id(p)] for name, p in self._model.named_parameters() if id(p) in layers}

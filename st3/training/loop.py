@@ -87,9 +87,8 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr
         for images, labels in itertools.islice(batches, plan.accumulate):
-            with precision.autocast():
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=plan.label_smoothing) / plan.accumulate
+            with precision.autocast():  # which computes the loss in float32
+                loss = F.cross_entropy(model(images), labels, label_smoothing=plan.label_smoothing) / plan.accumulate
             scaler.scale(loss).backward()
             total = total + loss.detach()
             images_seen += len(labels)
@@ -121,7 +120,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precisi
     for images, labels in batches:
         with precision.autocast():
             logits = model(images)
-        ranked = logits.float().topk(min(5, logits.shape[1])).indices == labels[:, None]
+        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         hits = hits + torch.stack([ranked[:, 0].sum(), ranked.sum()])
         count += len(labels)
     model.train(was_training)

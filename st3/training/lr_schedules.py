@@ -1,7 +1,7 @@
 """Learning-rate schedules as functions of the optimizer step: factors of the peak rate.
 
-`value(step)` is used by optimizer step `step` (0-based) of `total`. All start with a linear warm-up over `warmup`
-steps, whose last step has the peak rate.
+`value(step)` is used by optimizer step `step` (0-based) of `total`. The first `warmup`
+steps lead up to the peak, which the last of them has: along a line, in `OneCycleLR` along half a cosine.
 """
 
 import bisect

@@ -31,13 +31,20 @@ def build_optimizer(
     betas: Sequence[float] | None = None,
     eps: float | None = None,
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over `parameter_groups`. Raises `UserError` for another name or values that PyTorch refuses."""
+    """SGD or AdamW over `parameter_groups`; PyTorch's defaults for what is None.
+
+    Raises `UserError` for another name or values that PyTorch refuses.
+    """
     groups = parameter_groups(model, weight_decay)
     try:
         if name == "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+            return torch.optim.SGD(groups, lr=lr, **_given(momentum=momentum, nesterov=nesterov))
         if name == "adamw":
-            return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps)
+            return torch.optim.AdamW(groups, lr=lr, **_given(betas=tuple(betas) if betas else None, eps=eps))
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     raise UserError(f"optimizer.name={name} does not exist: choose sgd or adamw")
+
+
+def _given(**options) -> dict:
+    return {name: value for name, value in options.items() if value is not None}

@@ -13,6 +13,7 @@ import torchvision
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from yaml import YAMLError
 
 from st3.errors import UserError
 from st3.measure import LayerRow
@@ -55,7 +56,10 @@ class RunDirectory:
             if self.path.exists() and any(self.path.iterdir()):
                 raise UserError(f"run_dir={self.path} holds other files but no run: choose an empty or new folder")
             return
-        theirs, ours = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(config)
+        try:
+            theirs, ours = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(config)
+        except (OSError, ValueError, AttributeError, YAMLError) as error:
+            raise UserError(f"cannot read {stored}: remove the folder, or choose another run_dir") from error
         for key in sorted((theirs.keys() | ours.keys()) - _FREE):
             if theirs.get(key) != ours.get(key):
                 raise UserError(
@@ -71,12 +75,12 @@ class RunDirectory:
         content = json.loads(summary.read_text(encoding="utf-8"))
         return content if content["finished"] else None
 
-    def resume(self, state: TrainingState, device: torch.device) -> bool:
+    def resume(self, state: TrainingState) -> bool:
         """Load `last.pt` into `state` if there is one."""
         last = self.path / "last.pt"
         if not last.exists():
             return False
-        state.load_state_dict(load_checkpoint(last, device))
+        state.load_state_dict(load_checkpoint(last))
         return True
 
     def start(self, config: Mapping, overrides: list[str], environment: Mapping) -> None:
@@ -85,9 +89,9 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}): choose another") from error
-        for name, content in (("overrides.yaml", overrides), ("environment.yaml", dict(environment))):
-            self._write_yaml(name, content)
-        self._write_yaml("config.yaml", config)  # last: its presence says that the folder is a run's
+        self._write_yaml("config.yaml", config)  # first: its presence says that the folder is a run's
+        self._write_yaml("overrides.yaml", overrides)
+        self._write_yaml("environment.yaml", dict(environment))
 
     def _write_yaml(self, name: str, content: object) -> None:
         text = OmegaConf.to_yaml(OmegaConf.create(content))
@@ -122,7 +126,7 @@ class RunRecorder:
         self._layer_rows, self._summary = layer_rows, summary
         self._row: dict = {}
         self._open_metrics(state.step)
-        self._events = SummaryWriter(str(directory.path), purge_step=state.step + 1 if state.step else None)
+        self._events = SummaryWriter(str(directory.path), purge_step=state.step + 1)
         self._bar = tqdm(total=total_steps, initial=state.step, unit="step", disable=None, leave=False)
 
     def progress(self) -> None:
@@ -164,11 +168,18 @@ class RunRecorder:
         kept = []
         if path.exists():
             with open(path, newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        self._file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # the last may be torn
+            kept = [row for row in rows if int(row["step"]) <= step]
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, METRICS)
+                writer.writeheader()
+                writer.writerows(kept)
+
+        write_atomically(path, write)
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self._writer = csv.DictWriter(self._file, METRICS)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
 
     def _flush(self) -> None:
         row, self._row = self._row, {}

@@ -1,0 +1,248 @@
+"""From configuration to steps and objects."""
+
+import pytest
+import torch
+from torch import nn
+
+from st3.build import Facts, make_data, make_method, make_model, make_optimizer, make_plan, make_sparsifier, read_facts
+from st3.config import (
+    Config,
+    DatasetConfig,
+    LRScheduleConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from st3.errors import UserError
+from st3.measure import layer_macs
+
+FACTS = Facts(classes=10, train_images=1000, val_images=0, test_images=100)
+
+
+def make_config(*, start="0", end="50%", power=3.0, lr_schedule=None, **changes) -> Config:
+    settings = {
+        "schedule": ScheduleConfig(name="ramp", start=start, end=end, power=power),
+        "optimizer": OptimizerConfig(momentum=0.9, nesterov=False),
+        "lr_schedule": lr_schedule or LRScheduleConfig(name="constant"),
+        "epochs": 10,
+        "batch_size": 100,
+    }
+    return Config(**settings | changes)
+
+
+def values(plan) -> list[float]:
+    return [plan.sparsity.value(step) for step in range(plan.total_steps)]
+
+
+def refused(config, facts=FACTS) -> str:
+    with pytest.raises(UserError) as caught:
+        make_plan(config, facts)
+    return str(caught.value)
+
+
+# Steps ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "accumulate"),
+    [(1000, 100, 1), (1000, 128, 1), (1000, 128, 4), (103, 20, 4), (64, 64, 64), (199, 100, 10), (100, 100, 1)],
+)
+def test_an_epoch_is_as_many_whole_batches_as_the_images_make_however_they_are_split(images, batch_size, accumulate):
+    plan = make_plan(make_config(batch_size=batch_size, accumulate=accumulate), Facts(10, images, 0, 10))
+    assert plan.steps_per_epoch == images // batch_size
+    assert plan.total_steps == 10 * plan.steps_per_epoch
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_loader_serves_what_the_plan_asks_for(accumulate):
+    dataset = DatasetConfig(
+        name="fake", classes=3, channels=1, image_size=8, mean=[0.5], std=[0.5], val_images=7, train_images=110,
+        test_images=5,
+    )  # fmt: skip
+    config = make_config(dataset=dataset, batch_size=16, accumulate=accumulate)
+    facts = read_facts(config)
+    assert facts == Facts(3, 103, 7, 5)
+    data, plan = make_data(config, torch.device("cpu")), make_plan(config, facts)
+    sizes = [len(labels) for _, labels in data.train.epoch(0)]
+    assert set(sizes) == {16 // accumulate}
+    assert len(sizes) // accumulate == plan.steps_per_epoch == 6
+    assert (data.train.num_images, data.val.num_images, data.test.num_images) == (103, 7, 5)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    message = refused(make_config(batch_size=1001))
+    assert "batch_size=1001" in message
+    assert "1000 training images" in message
+
+
+def test_a_hold_out_of_everything_is_refused():
+    dataset = DatasetConfig(name="fake", classes=3, val_images=50, train_images=50, test_images=5)
+    with pytest.raises(UserError, match=r"dataset\.val_images=50"):
+        read_facts(make_config(dataset=dataset))
+
+
+def test_settings_arrive_in_the_plan():
+    plan = make_plan(
+        make_config(label_smoothing=0.1, clip_norm=2.0, seed=5, eval_every=3, log_every=7, accumulate=2, sparsity=0.7),
+        FACTS,
+    )
+    assert (plan.label_smoothing, plan.clip_norm, plan.seed, plan.eval_every) == (0.1, 2.0, 5, 3)
+    assert (plan.log_every, plan.accumulate, plan.lr, plan.target_sparsity) == (7, 2, 0.1, 0.7)
+
+
+# The ramp -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cubic_ramp_from_epoch_2_to_epoch_6_of_10():
+    plan = make_plan(make_config(start="2", end="6ep", sparsity=0.8), FACTS)
+    expected = [0.8 * (1 - (1 - min(max((t - 20) / 40, 0), 1)) ** 3) for t in range(100)]
+    assert values(plan) == pytest.approx(expected)
+    assert values(plan)[20] == 0 < values(plan)[21]
+    assert values(plan)[59] < 0.8 == values(plan)[60]
+
+
+@pytest.mark.parametrize("end", ["100%", "10", "100st", "99st", "99.9%"])
+@pytest.mark.parametrize("start", ["0", "50%", "9.8"])
+def test_a_ramp_to_the_end_of_training_reaches_the_target_with_the_last_step(start, end):
+    found = values(make_plan(make_config(start=start, end=end, sparsity=0.9), FACTS))
+    assert found[-1] == 0.9
+    assert found[-2] < 0.9
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize("at", ["0", "37st", "100%"])
+def test_a_ramp_of_no_length_jumps(at):
+    found = values(make_plan(make_config(start=at, end=at, sparsity=0.9), FACTS))
+    assert set(found) <= {0.0, 0.9}
+    jump = min(37 if at == "37st" else (0 if at == "0" else 99), 99)
+    assert found.index(0.9) == jump
+
+
+def test_a_ramp_that_ends_before_it_starts_is_refused():
+    message = refused(make_config(start="60%", end="50%"))
+    assert "schedule.end=50% (step 50)" in message
+    assert "schedule.start=60% (step 60)" in message
+
+
+@pytest.mark.parametrize("end", ["10.1", "101st", "101%"])
+def test_a_ramp_that_ends_after_training_is_refused(end):
+    message = refused(make_config(end=end))
+    assert f"schedule.end={end} (step 101)" in message
+    assert "step 100" in message
+
+
+def test_a_bad_duration_names_its_setting():
+    assert "schedule.start=soon" in refused(make_config(start="soon"))
+    assert "lr_schedule.warmup=soon" in refused(
+        make_config(lr_schedule=LRScheduleConfig(name="constant", warmup="soon"))
+    )
+
+
+def test_constant_and_dense():
+    constant = make_plan(make_config(schedule=ScheduleConfig(name="constant"), sparsity=0.6), FACTS)
+    assert set(values(constant)) == {0.6}
+    dense = make_plan(make_config(method=MethodConfig(name="dense"), sparsity=0.6), FACTS)
+    assert set(values(dense)) == {0.0}
+    assert (constant.target_sparsity, dense.target_sparsity) == (0.6, 0.0)
+
+
+# The learning rate ----------------------------------------------------------------------------------------------------
+
+
+def lr_of(config) -> list[float]:
+    plan = make_plan(config, FACTS)
+    return [plan.lr_schedule.value(step) for step in range(plan.total_steps)]
+
+
+def test_milestones_and_warm_up_in_all_units():
+    found = lr_of(
+        make_config(
+            lr_schedule=LRScheduleConfig(name="multistep", warmup="4st", milestones=["5", "75%", "90st"], gamma=0.5)
+        )
+    )
+    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert found[4:] == [1.0] * 46 + [0.5] * 25 + [0.25] * 15 + [0.125] * 10
+
+
+@pytest.mark.parametrize("milestones", [["6", "5"], ["5", "11"], ["101%"]])
+def test_milestones_that_fall_or_lie_outside_are_refused(milestones):
+    config = make_config(lr_schedule=LRScheduleConfig(name="multistep", milestones=milestones, gamma=0.5))
+    assert "lr_schedule.milestones" in refused(config)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle", "multistep"])
+def test_a_warm_up_that_fills_training_is_refused(name):
+    options = {
+        "cosine": {"final": 0.0},
+        "one_cycle": {"final": 0.0, "initial": 0.1},
+        "multistep": {"milestones": [], "gamma": 0.1},
+    }.get(name, {})
+    config = make_config(lr_schedule=LRScheduleConfig(name=name, warmup="100%", **options))
+    assert "lr_schedule.warmup=100%" in refused(config)
+
+
+def test_cosine_and_one_cycle_span_the_training():
+    cosine = lr_of(make_config(lr_schedule=LRScheduleConfig(name="cosine", final=0.1, warmup="10%")))
+    assert cosine[9] == cosine[10] == 1
+    assert cosine[55] == pytest.approx(0.55)
+    assert 0.1 < cosine[99] < 0.101
+    cycle = lr_of(make_config(lr_schedule=LRScheduleConfig(name="one_cycle", initial=0.04, final=0.01, warmup="30%")))
+    assert (cycle[0], cycle[29], cycle[99]) == pytest.approx((0.04, 1.0, 0.01))
+    assert max(cycle) == cycle[29]
+
+
+# Objects --------------------------------------------------------------------------------------------------------------
+
+
+def test_switches_change_the_method_and_null_keeps_it():
+    published = make_method(make_config(method=MethodConfig(name="st3_sigma")))
+    assert (published.shrink, published.rescale, published.gradient, published.layer_sigma) == (
+        "soft", True, "straight_through", True,
+    )  # fmt: skip
+    switched = make_method(
+        make_config(method=MethodConfig(name="st3_sigma", shrink="hard", rescale=False, gradient="masked"))
+    )
+    assert (switched.shrink, switched.rescale, switched.gradient, switched.layer_sigma) == (
+        "hard", False, "masked", True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("switch", ["shrink", "gradient"])
+def test_an_unknown_switch_is_refused_by_its_name(switch):
+    with pytest.raises(UserError, match=f"method.{switch}=firm"):
+        make_method(make_config(method=MethodConfig(**{switch: "firm"})))
+
+
+def test_the_model_takes_its_sizes_from_the_data():
+    dataset = DatasetConfig(name="fake", classes=10, channels=1, mean=[0.5], std=[0.5], image_size=16)
+    with torch.device("meta"):
+        model = make_model(make_config(dataset=dataset, model=ModelConfig(name="resnet20")), FACTS)
+        assert model(torch.empty(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_the_optimizer_holds_every_parameter_with_its_settings():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    config = make_config(optimizer=OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.3, betas=[0.8, 0.9], eps=1e-6))
+    optimizer = make_optimizer(config, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+
+
+def test_the_sparsifier_prunes_what_is_chosen_and_counts_what_is_asked():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5))
+    macs = layer_macs(model, (1, 8, 8))
+    config = make_config(
+        method=MethodConfig(include=["*"], exclude=["0"], target="flops"),
+        schedule=ScheduleConfig(name="constant"),
+        sparsity=0.5,
+    )
+    sparsifier = make_sparsifier(config, make_plan(config, FACTS), model, macs)
+    assert sparsifier.pruned_layers == ["1", "3"]
+    optimizer = make_optimizer(config, model)
+    sparsifier.attach(optimizer)
+    model(torch.randn(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    removed = 16 * int((model[1].weight == 0).sum()) + int((model[3].weight == 0).sum())
+    assert removed == pytest.approx(0.5 * (macs["1"] + macs["3"]), abs=16)
