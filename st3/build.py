@@ -123,16 +123,12 @@ def make_method(config: Config) -> Method:
 
 
 def make_sparsifier(config: Config, plan: Plan, model: nn.Module, macs: dict[str, int]) -> Sparsifier:
-    """Not yet attached."""
-    return Sparsifier(
-        model,
-        make_method(config),
-        plan.sparsity,
-        include=config.method.include,
-        exclude=config.method.exclude,
-        target=config.method.target,
-        macs=macs,
-    )
+    """Not yet attached. Raises `UserError`, naming the setting, when nothing fits the selection."""
+    chosen = {name: getattr(config.method, name) for name in ("include", "exclude", "target")}
+    try:
+        return Sparsifier(model, make_method(config), plan.sparsity, **chosen, macs=macs)
+    except UserError as error:
+        raise UserError(f"method.{error}" if str(error).startswith(tuple(chosen)) else str(error)) from error
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

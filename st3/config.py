@@ -77,7 +77,7 @@ class MethodConfig:
     exclude: list[str] = field(default_factory=list)
     """Patterns of layer names to leave dense."""
     target: str = "weights"
-    """What sparsity counts: weights (fraction zeroed) or flops (fraction of MACs removed)."""
+    """What sparsity counts: weights (fraction zeroed) or flops (fraction of the pruned layers' MACs removed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class Config:
 
     sparsity: float = 0.9
     """Target: fraction of the prunable weights (or MACs, see method.target) to zero, in [0, 1)."""
-    epochs: int = 8
+    epochs: int = 6
     """Passes over the training images."""
     batch_size: int = 128
     """Images per optimizer step."""
@@ -259,9 +259,9 @@ class Config:
             mine = key in used[config.name]
             _check(
                 mine or value is None,
-                f"{group}.{key}={value} has no effect with {group}={config.name}: set {group}.{key}=null",
+                f"{group}.{key}={value} has no effect with {group}.name={config.name}: set {group}.{key}=null",
             )
-            _check(not (mine and all_needed and value is None), f"{group}={config.name} needs {group}.{key}=…")
+            _check(not (mine and all_needed and value is None), f"{group}.name={config.name} needs {group}.{key}=…")
 
     @property
     def target_sparsity(self) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 import st3
 from st3.build import Facts
 from st3.config import Config
+from st3.data import test_folder
 from st3.measure import LayerRow, format_table, totals
 from st3.sparsify import PolynomialRamp
 from st3.training.plan import Plan
@@ -25,7 +26,8 @@ def describe_recipe(
     lines = {
         "model": f"{model.name}{f' ({options})' if options else ''}, {data.channels}×{data.image_size}×"
         f"{data.image_size} input, {facts.classes} classes, {model.init} initialization",
-        "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}",
+        "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}"
+        + (f", tested on {folder}" if (folder := test_folder(data.name, data.root)) else ""),
         "method": _method(config, method),
         "pruned": _pruned(config, rows),
         "sparsity": _sparsity(config, plan),
@@ -86,12 +88,18 @@ def summarize(config: Config, state: TrainingState, rows: list, run_dir: Path) -
 def describe_result(summary: dict) -> str:
     """The closing summary."""
     split = "" if "val_top1" not in summary else f", validation {summary['val_top1']:.2f} %"
+    target = f" (target {summary['sparsity_target']:.2%})"
+    of_macs = summary["target"] == "flops"
     lines = {
         "top-1": f"{summary['top1']:.2f} % (top-5 {summary['top5']:.2f} %) on the test images{split}",
-        "sparsity": f"{summary['sparsity']:.4%} (target {summary['sparsity_target']:.2%}): "
+        "sparsity": f"{summary['sparsity']:.4%}{'' if of_macs else target}: "
         f"{summary['zeros']:,} of {summary['prunable']:,} weights are zero",
         "MACs": f"{summary['macs_dense']:,} dense → {summary['macs']:,} "
-        f"({summary['macs'] / summary['macs_dense']:.1%})",
+        + (
+            f"({1 - summary['macs'] / summary['macs_dense']:.4%} removed{target})"
+            if of_macs
+            else f"({summary['macs'] / summary['macs_dense']:.1%})"
+        ),
         "time": f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['steps']:,} steps",
         "run": f"{summary['run_dir']}",
     }
@@ -120,7 +128,7 @@ def _pruned(config: Config, rows: Sequence[LayerRow]) -> str:
 
 def _sparsity(config: Config, plan: Plan) -> str:
     schedule, target = plan.sparsity, f"{plan.target_sparsity:.2%}"
-    what = "MACs" if config.method.target == "flops" else "weights"
+    what = "pruned layers' MACs" if config.method.target == "flops" else "weights"
     if config.method.name == "dense":
         return "0 throughout"
     if not isinstance(schedule, PolynomialRamp):

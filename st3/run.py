@@ -1,5 +1,6 @@
 """One run: check → build → fit → summary."""
 
+import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,8 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     Returns the summary, or None for a dry run. Raises `UserError` for what the user can mend.
     """
     device = pick_device(config.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # what asks for "the current device" shall mean this one
     precision = pick_precision(config.precision, device)
     facts = read_facts(config)
     plan = make_plan(config, facts)
@@ -33,14 +36,14 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     with torch.device("meta"):  # shapes only: a dry run allocates nothing
         sketch = make_model(config, facts)
     macs = layer_macs(sketch, (config.dataset.channels, config.dataset.image_size, config.dataset.image_size))
-    sketched = make_sparsifier(config, plan, sketch, macs)
+    sketched = make_sparsifier(config, plan, sketch, macs).attach(make_optimizer(config, sketch))
     rows = layer_table(sketched.layers(), macs)
     print(describe_recipe(config, facts, plan, precision, sketched.method, rows), flush=True)
     if config.dry_run:
         print(f"\n{describe_layers(rows)}")
         return None
 
-    directory = RunDirectory(Path(config.run_dir) if config.run_dir else default_dir)
+    directory = RunDirectory(Path(config.run_dir)) if config.run_dir else RunDirectory(default_dir, fresh=True)
     directory.check(asdict(config))
     if summary := directory.finished():
         print(f"\n{directory.path} holds this run already, finished:\n{describe_result(summary)}")
@@ -81,7 +84,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
         average.finish()
 
     directory.write_layers(layer_rows())
-    metadata = {"model": config.model.name, "dataset": config.dataset.name, "st3": st3.__version__}
+    metadata = {"model": config.model.name, "classes": json.dumps(data.classes), "st3": st3.__version__}
     save_network(directory.path / "model.safetensors", model.state_dict(), metadata)
     save_json(directory.path / "summary.json", summary() | {"finished": False})
     draw_run(directory.path)

@@ -5,6 +5,7 @@ Everything that imports PyTorch is imported late, so that --help and shell compl
 
 import os
 import re
+import signal
 import sys
 import tempfile
 from datetime import datetime
@@ -27,16 +28,16 @@ if TYPE_CHECKING:
 def main() -> None:
     """Console entry. What the user can mend ends in one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
-    failed: list[UserError] = []
     started = datetime.now()
-    composing = [True]  # until the first job
+    composing, exit_code = True, 0
 
     @hydra.main(config_path=_config_path(), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
+        nonlocal composing, exit_code
         from st3.config import load_config
         from st3.run import run
 
-        composing.clear()
+        composing = False
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
@@ -46,10 +47,11 @@ def main() -> None:
             config = load_config(composed)
             run(config, overrides, _default_dir(config, started, number))
         except UserError as error:  # the other jobs of a sweep go on
-            failed.append(error)
+            exit_code = 2
             _complain(error)
         except BrokenPipeError:  # st3-train … | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            exit_code = 128 + signal.SIGPIPE
 
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -65,8 +67,8 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    if failed:
-        sys.exit(2)
+    if exit_code:
+        sys.exit(exit_code)
 
 
 def _config_path() -> str:
@@ -78,16 +80,11 @@ def _config_path() -> str:
 
 
 def _default_dir(config: "Config", started: datetime, number: int | None) -> Path:
-    """A folder of its own for each run below outputs/; job `number` of a sweep gets one inside the sweep's."""
+    """Below outputs/, named by time and content; job `number` of a sweep goes into the sweep's folder."""
     name = f"{config.model.name}-{config.dataset.name}-{config.method.name}-{config.target_sparsity:g}-s{config.seed}"
     name = re.sub(r"[^\w.=-]+", "_", name)
     when = f"{started:%Y%m%d-%H%M%S}"
-    path = Path("outputs", f"{when}-{name}") if number is None else Path("outputs", f"{when}-sweep", f"{number}-{name}")
-    same = 1
-    while path.exists():  # another command started in the same second
-        same += 1
-        path = path.with_name(f"{path.name}-{same}")
-    return path
+    return Path("outputs", f"{when}-{name}") if number is None else Path("outputs", f"{when}-sweep", f"{number}-{name}")
 
 
 def _complain(message: object) -> None:

@@ -8,11 +8,11 @@ import torch
 
 from st3.data.arrays import ArrayLoader
 from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split
-from st3.data.folders import FolderLoader, decode, scan_tree
+from st3.data.folders import FolderLoader, decode, scan_tree, split_folders
 from st3.data.loader import Loader
 from st3.errors import UserError
 
-__all__ = ["Data", "Loader", "build_data", "dataset_facts"]
+__all__ = ["Data", "Loader", "build_data", "dataset_facts", "test_folder"]
 
 AUGMENTATIONS = "none", "crop", "crop_flip", "random_resized_crop"
 VAL_SEED = 0  # not the run's: every run holds out the same images
@@ -140,6 +140,11 @@ def dataset_facts(
         found = {"classes": len(train.classes), "train_images": len(train), "test_images": len(test)}
         facts |= {key: found[key] for key in missing}
     return facts["classes"], facts["train_images"], facts["test_images"]
+
+
+def test_folder(name: str, root: str | None) -> str | None:
+    """The folder whose images are the test images, of a dataset that is an image folder at `root`; else None."""
+    return str(split_folders(root)[1]) if name in FOLDERS and root is not None else None
 
 
 def _check_facts(source: Source, wanted: dict[str, int | None], where: str) -> None:

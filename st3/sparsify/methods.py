@@ -61,6 +61,7 @@ class ST3:
         if costs is None:
             threshold = quantile(magnitudes, sparsity)
         else:
+            costs = costs.to(magnitudes.device)  # the model may have been moved since
             of_each = torch.cat([cost.expand(w.numel()) for cost, w in zip(costs, raw, strict=True)])
             threshold = weighted_quantile(magnitudes, of_each, sparsity)
         shrink = soft_threshold if self.shrink == "soft" else hard_threshold

@@ -69,7 +69,7 @@ class Sparsifier:
     ):
         if isinstance(method, str):
             if method not in METHODS:
-                raise UserError(f"method.name={method} does not exist: choose one of {', '.join(METHODS)}")
+                raise UserError(f"method={method} does not exist: choose one of {', '.join(METHODS)}")
             method = METHODS[method]
         self.method = method
         self.schedule = Constant(float(schedule)) if isinstance(schedule, int | float) else schedule
@@ -82,7 +82,7 @@ class Sparsifier:
         chosen = _choose(list(self._layers), include, exclude)
         self._pruned = {n: w for n, w in self._layers.items() if n in chosen and w.requires_grad}
         if not self._pruned:
-            raise UserError("no layer is left to prune: widen method.include, narrow method.exclude, unfreeze weights")
+            raise UserError("no layer is left to prune: widen include, narrow exclude, or unfreeze weights")
         _check_weights(self._pruned)
         self._costs = _costs(target, macs, self._pruned)
 
@@ -256,10 +256,10 @@ def _prunable_layers(model: nn.Module) -> dict[str, nn.Parameter]:
 def _choose(names: list[str], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     for option, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
-            raise UserError(f"method.{option} is a list of patterns: method.{option}=['{patterns}']")
+            raise UserError(f"{option} is a list of patterns: {option}=['{patterns}']")
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise UserError(f"method.{option}: no Conv2d or Linear layer is named like '{pattern}'")
+                raise UserError(f"{option}: no Conv2d or Linear layer is named like '{pattern}'")
 
     def matches(name: str, patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -281,10 +281,10 @@ def _costs(target: str, macs: Mapping[str, int] | None, weights: dict[str, nn.Pa
     if target == "weights":
         return None
     if target != "flops":
-        raise UserError(f"method.target={target} is not known: choose weights or flops")
+        raise UserError(f"target={target} is not known: choose weights or flops")
     if macs is None or (missing := weights.keys() - macs.keys()):
-        raise UserError(f"target='flops' needs macs of every pruned layer{'' if macs is None else f', also {missing}'}")
+        raise UserError(f"target=flops needs macs of every pruned layer{'' if macs is None else f', also {missing}'}")
     if idle := [name for name in weights if macs[name] == 0]:
-        raise UserError(f"target='flops' cannot weigh {idle[0]}, which has no MACs: method.exclude=[{','.join(idle)}]")
+        raise UserError(f"target=flops cannot weigh {idle[0]}, which has no MACs: exclude=[{','.join(idle)}]")
     device = next(iter(weights.values())).device
     return torch.tensor([macs[name] // weight.numel() for name, weight in weights.items()], device=device)

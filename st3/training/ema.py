@@ -18,6 +18,9 @@ class RawAverage:
 
     def __init__(self, model: nn.Module, sparsifier: Sparsifier, decay: float):
         self._model, self._sparsifier, self.decay, self.updates = model, sparsifier, decay, 0
+        # Layer name by parameter name, for the pruned weights. They can differ by more than ".weight".
+        layers = {id(model.get_submodule(layer).weight): layer for layer in sparsifier.pruned_layers}
+        self._pruned = {name: layers[id(p)] for name, p in model.named_parameters() if id(p) in layers}
         self.values = {name: value.clone() for name, value in self._current().items()}
 
     @torch.no_grad()
@@ -25,17 +28,17 @@ class RawAverage:
         """To be called after each optimizer step. Never waits for the device."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in self._current().items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, weight)
-            else:
-                self.values[name].copy_(value)
+        current = self._current()
+        averaged = [name for name, value in current.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.values[n] for n in averaged], [current[n] for n in averaged], weight)
+        for name in current.keys() - set(averaged):
+            self.values[name].copy_(current[name])
 
     @torch.no_grad()
     def network(self) -> nn.Module:
         """A copy of the model that holds the projected average: as sparse as the model is now."""
         network = copy.deepcopy(self._model)
-        pruned = self._pruned_parameters()
+        pruned = self._pruned
         projected = self._sparsifier.project({layer: self.values[name] for name, layer in pruned.items()})
         named = dict(network.named_parameters()) | dict(network.named_buffers())
         for name, value in self.values.items():
@@ -45,7 +48,7 @@ class RawAverage:
     @torch.no_grad()
     def finish(self) -> None:
         """Put the average into the model for good: its raw weights, their projection, everything else."""
-        raw = {layer: self.values[name] for name, layer in self._pruned_parameters().items()}
+        raw = {layer: self.values[name] for name, layer in self._pruned.items()}
         for name, value in self._current().items():
             value.copy_(self.values[name])
         state = self._sparsifier.state_dict()
@@ -62,9 +65,4 @@ class RawAverage:
     def _current(self) -> dict[str, Tensor]:
         current = {n: p.detach() for n, p in self._model.named_parameters()} | dict(self._model.named_buffers())
         raw = self._sparsifier.raw_weights()
-        return current | {name: raw[layer] for name, layer in self._pruned_parameters().items()}
-
-    def _pruned_parameters(self) -> dict[str, str]:
-        """Layer name by parameter name, for the pruned weights. They can differ by more than ".weight"."""
-        layers = {id(self._model.get_submodule(layer).weight): layer for layer in self._sparsifier.pruned_layers}
-        return {name: layers[id(p)] for name, p in self._model.named_parameters() if id(p) in layers}
+        return current | {name: raw[layer] for name, layer in self._pruned.items()}

@@ -77,7 +77,7 @@ def train_epoch(
     recorder: Recorder,
     measure: Callable[[], dict],
 ) -> None:
-    """`plan.steps_per_epoch` optimizer steps. Waits for the device only where a row is due."""
+    """`plan.steps_per_epoch` optimizer steps. Waits for the device where a row is due, and in fp16 for the scaler."""
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     model.train()
     batches = iter(batches)
@@ -95,6 +95,7 @@ def train_epoch(
         if plan.clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
+        state.sparsifier.step = state.step  # the ramp follows the plan also past steps that the scaler skipped
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -42,13 +42,18 @@ _FREE = {"run_dir", "dry_run", "device", "compile", "log_every", "dataset.root",
 
 
 class RunDirectory:
-    """Files of one run under `path`; nothing is written before `start`."""
+    """Files of one run under `path`; nothing is written before `start`.
 
-    def __init__(self, path: Path):
-        self.path = path
+    With `fresh`, `path` is only a wish: `start` makes a folder that no other run has, path-2 if need be.
+    """
+
+    def __init__(self, path: Path, fresh: bool = False):
+        self.path, self._fresh = path, fresh
 
     def check(self, config: Mapping) -> None:
         """Refuse, with a `UserError`, a folder that holds something else than an earlier part of this run."""
+        if self._fresh:
+            return
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run_dir={self.path} is a file: choose a folder")
         stored = self.path / "config.yaml"
@@ -70,7 +75,7 @@ class RunDirectory:
     def finished(self) -> dict | None:
         """The summary of a run that is complete."""
         summary = self.path / "summary.json"
-        if not summary.exists():
+        if self._fresh or not summary.exists():
             return None
         content = json.loads(summary.read_text(encoding="utf-8"))
         return content if content["finished"] else None
@@ -78,7 +83,7 @@ class RunDirectory:
     def resume(self, state: TrainingState) -> bool:
         """Load `last.pt` into `state` if there is one."""
         last = self.path / "last.pt"
-        if not last.exists():
+        if self._fresh or not last.exists():
             return False
         state.load_state_dict(load_checkpoint(last))
         return True
@@ -86,12 +91,26 @@ class RunDirectory:
     def start(self, config: Mapping, overrides: list[str], environment: Mapping) -> None:
         """Create the folder and say what runs here."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._claim()
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}): choose another") from error
         self._write_yaml("config.yaml", config)  # first: its presence says that the folder is a run's
         self._write_yaml("overrides.yaml", overrides)
         self._write_yaml("environment.yaml", dict(environment))
+
+    def _claim(self) -> None:
+        if not self._fresh:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return
+        wish, number = self.path, 1
+        while True:  # making it is the test: other runs may start in the same moment
+            try:
+                self.path.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+                self.path = wish.with_name(f"{wish.name}-{number}")
+            else:
+                return
 
     def _write_yaml(self, name: str, content: object) -> None:
         text = OmegaConf.to_yaml(OmegaConf.create(content))
@@ -153,7 +172,7 @@ class RunRecorder:
     def checkpoint(self, state: TrainingState) -> None:
         self._flush()
         save_checkpoint(self._directory.path / "last.pt", state.state_dict())
-        if state.scores:
+        if state.scores.get("epoch") == state.epoch:  # accuracy, zeros and MACs of the same network
             save_json(self._directory.path / "summary.json", self._summary() | {"finished": False})
 
     def close(self) -> None:

@@ -467,3 +467,16 @@ def test_a_step_that_the_scaler_skips_moves_no_weight():
     train_epoch(state, Batches(1, device="cuda").epoch(0), plan, precision, Recorder(), dict)
     assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
     assert state.scaler.get_scale() < 2.0**40
+
+
+def test_the_ramp_follows_the_plan_past_steps_that_the_scaler_skipped():
+    plan = make_plan(sparsity=PolynomialRamp(final=0.5, start=0, end=11, power=1))
+    state = make_state(plan)
+    # Scaled by this, gradients are infinite until the scaler has halved its scale a few times.
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    for parameter in state.model.parameters():
+        parameter.register_hook(lambda gradient: gradient * 30)
+    run(state, plan)
+    assert state.scaler.get_scale() < 2.0**127
+    assert state.sparsifier.sparsity == 0.5
+    assert abs(state.sparsifier.zeros().sum().item() - 0.5 * state.sparsifier.prunable) <= 1

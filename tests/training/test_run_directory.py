@@ -301,3 +301,13 @@ def test_the_environment_is_plain_data():
     assert found["torch"] == torch.__version__
     assert found["cuda"] is None
     assert json.loads(json.dumps(found)) == found
+
+
+def test_fresh_folders_are_never_shared(tmp_path):
+    paths = []
+    for _ in range(3):
+        directory = RunDirectory(tmp_path / "outputs" / "run", fresh=True)
+        directory.check(changed(sparsity=0.5))
+        directory.start(CONFIG, [], {})
+        paths.append(directory.path.name)
+    assert paths == ["run", "run-2", "run-3"]
