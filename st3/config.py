@@ -1,4 +1,7 @@
-"""What a run is made of: the schema that the YAML files and the command line must fit, and every check on it."""
+"""What a run is made of: the schema that the YAML files and the command line must fit, and every check on it.
+
+The values are in configs/; a default here means only that a part is off or left to the machine.
+"""
 
 import difflib
 import math
@@ -16,7 +19,7 @@ from st3.sparsify import METHODS
 class ModelConfig:
     """The network; input channels, image size and classes come from the data set."""
 
-    name: str = "resnet20"
+    name: str
     """A name that `st3.models.build_model` knows: ours, any torchvision classifier, or timm/NAME."""
     init: str = "default"
     """default (the architecture's own) or kaiming_normal (fan-in, every Conv2d and Linear)."""
@@ -32,19 +35,19 @@ class ModelConfig:
 class DatasetConfig:
     """The images."""
 
-    name: str = "fashion_mnist_embedded"
+    name: str
     """A data set that `st3.data.build_data` knows."""
     root: str | None = None
     """Folder with the data."""
     classes: int | None = None
     """Number of classes; null: read from the folder."""
-    channels: int = 3
+    channels: int
     """1 (grey) or 3 (RGB)."""
-    image_size: int = 224
+    image_size: int
     """Side of the square images that the network sees, in pixels."""
-    mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    mean: list[float]
     """Mean of each channel, of pixels in [0, 1]."""
-    std: list[float] = field(default_factory=lambda: [0.25, 0.25, 0.25])
+    std: list[float]
     """Standard deviation of each channel."""
     augment: str = "none"
     """none, crop, crop_flip or random_resized_crop."""
@@ -64,7 +67,7 @@ class DatasetConfig:
 class MethodConfig:
     """How raw weights become sparse."""
 
-    name: str = "st3"
+    name: str
     """A method in `st3.sparsify.METHODS`: st3, st3_sigma, dense."""
     shrink: str | None = None
     """soft or hard thresholding; null: the method's own."""
@@ -84,7 +87,7 @@ class MethodConfig:
 class ScheduleConfig:
     """Sparsity over training. Durations: 5 or 5ep (epochs), 200st (optimizer steps), 50% (of training)."""
 
-    name: str = "ramp"
+    name: str
     """ramp (polynomial) or constant."""
     start: str | None = None
     """Duration of the dense phase."""
@@ -98,11 +101,11 @@ class ScheduleConfig:
 class OptimizerConfig:
     """Weight decay applies to Conv and Linear weights only."""
 
-    name: str = "sgd"
+    name: str
     """sgd or adamw."""
-    lr: float = 0.1
+    lr: float
     """Peak learning rate."""
-    weight_decay: float = 1e-4
+    weight_decay: float
     """Coefficient on the raw weights."""
     momentum: float | None = None
     """SGD's momentum."""
@@ -118,7 +121,7 @@ class OptimizerConfig:
 class LRScheduleConfig:
     """Learning rate over training; durations as in `ScheduleConfig`."""
 
-    name: str = "cosine"
+    name: str
     """constant, multistep, cosine or one_cycle."""
     warmup: str = "0"
     """Duration of a linear warm-up to the peak (one_cycle: until its peak)."""
@@ -136,18 +139,18 @@ class LRScheduleConfig:
 class Config:
     """One run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
+    model: ModelConfig
+    dataset: DatasetConfig
+    method: MethodConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+    lr_schedule: LRScheduleConfig
 
-    sparsity: float = 0.9
+    sparsity: float
     """Target: fraction of the prunable weights (or MACs, see method.target) to zero, in [0, 1)."""
-    epochs: int = 6
+    epochs: int
     """Passes over the training images."""
-    batch_size: int = 128
+    batch_size: int
     """Images per optimizer step."""
     accumulate: int = 1
     """Split each step's batch into this many forward and backward passes."""
@@ -275,31 +278,31 @@ def load_config(composed: DictConfig) -> Config:
     Raises `UserError` for unknown keys (also those added with `+`), values of the wrong type, and values that do not
     fit together; the message names the override to change.
     """
-    schema = _schema(Config)
     try:
         plain = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
-        _refuse_unknown(plain, schema)
-        return OmegaConf.to_object(OmegaConf.merge(schema, plain))
+        _refuse_unknown(plain, Config)
+        return OmegaConf.to_object(OmegaConf.merge(_schema(Config), plain))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 def _schema(cls: type) -> DictConfig:
-    # OmegaConf makes frozen dataclasses read-only; here they must take the values first.
     node = OmegaConf.structured(cls)
-    for each in (node, *(node[f.name] for f in fields(cls) if is_dataclass(f.type))):
-        OmegaConf.set_readonly(each, False)
+    OmegaConf.set_readonly(node, False)  # as OmegaConf makes frozen dataclasses; it must take the values first
+    for each in fields(cls):
+        if is_dataclass(each.type):
+            node[each.name] = _schema(each.type)
     return node
 
 
-def _refuse_unknown(given: DictConfig, schema: DictConfig, prefix: str = "") -> None:
+def _refuse_unknown(given: DictConfig, cls: type, prefix: str = "") -> None:
+    known = {each.name: each.type for each in fields(cls)}
     for key, value in given.items():
         name = f"{prefix}{key}"
-        if key not in schema:
-            raise UserError(unknown_setting(name))
-        if isinstance(schema[key], DictConfig):
+        _check(key in known, unknown_setting(name))
+        if is_dataclass(known[key]):
             _check(isinstance(value, DictConfig), f"{name}={value} is not a group of settings")
-            _refuse_unknown(value, schema[key], prefix=f"{name}.")
+            _refuse_unknown(value, known[key], prefix=f"{name}.")
 
 
 def unknown_setting(name: str) -> str:

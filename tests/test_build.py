@@ -20,10 +20,19 @@ from st3.measure import layer_macs
 FACTS = Facts(classes=10, train_images=1000, val_images=0, test_images=100)
 
 
+def fake_dataset(**changes) -> DatasetConfig:
+    facts = {"classes": 10, "channels": 1, "image_size": 16, "mean": [0.5], "std": [0.5]}
+    return DatasetConfig(name="fake", **facts | changes)
+
+
 def make_config(*, start="0", end="50%", power=3.0, lr_schedule=None, **changes) -> Config:
     settings = {
+        "model": ModelConfig(name="resnet20"),
+        "dataset": fake_dataset(),
+        "method": MethodConfig(name="st3"),
+        "sparsity": 0.9,
         "schedule": ScheduleConfig(name="ramp", start=start, end=end, power=power),
-        "optimizer": OptimizerConfig(momentum=0.9, nesterov=False),
+        "optimizer": OptimizerConfig(name="sgd", lr=0.1, weight_decay=1e-4, momentum=0.9, nesterov=False),
         "lr_schedule": lr_schedule or LRScheduleConfig(name="constant"),
         "epochs": 10,
         "batch_size": 100,
@@ -77,7 +86,7 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 
 def test_a_hold_out_of_everything_is_refused():
-    dataset = DatasetConfig(name="fake", classes=3, val_images=50, train_images=50, test_images=5)
+    dataset = fake_dataset(classes=3, val_images=50, train_images=50, test_images=5)
     with pytest.raises(UserError, match=r"dataset\.val_images=50"):
         read_facts(make_config(dataset=dataset))
 
@@ -211,11 +220,11 @@ def test_switches_change_the_method_and_null_keeps_it():
 @pytest.mark.parametrize("switch", ["shrink", "gradient"])
 def test_an_unknown_switch_is_refused_by_its_name(switch):
     with pytest.raises(UserError, match=f"method.{switch}=firm"):
-        make_method(make_config(method=MethodConfig(**{switch: "firm"})))
+        make_method(make_config(method=MethodConfig(name="st3", **{switch: "firm"})))
 
 
 def test_the_model_takes_its_sizes_from_the_data():
-    dataset = DatasetConfig(name="fake", classes=10, channels=1, mean=[0.5], std=[0.5], image_size=16)
+    dataset = fake_dataset()
     with torch.device("meta"):
         model = make_model(make_config(dataset=dataset, model=ModelConfig(name="resnet20")), FACTS)
         assert model(torch.empty(2, 1, 16, 16)).shape == (2, 10)
@@ -234,7 +243,7 @@ def test_the_sparsifier_prunes_what_is_chosen_and_counts_what_is_asked():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5))
     macs = layer_macs(model, (1, 8, 8))
     config = make_config(
-        method=MethodConfig(include=["*"], exclude=["0"], target="flops"),
+        method=MethodConfig(name="st3", include=["*"], exclude=["0"], target="flops"),
         schedule=ScheduleConfig(name="constant"),
         sparsity=0.5,
     )
