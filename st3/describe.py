@@ -6,7 +6,7 @@ from pathlib import Path
 import st3
 from st3.build import Facts
 from st3.config import Config
-from st3.data import test_folder
+from st3.data import folders_used
 from st3.measure import LayerRow, format_table, totals
 from st3.sparsify import PolynomialRamp
 from st3.training.plan import Plan
@@ -23,11 +23,12 @@ def describe_recipe(
     splits = [f"{facts.train_images:,} training"]
     splits += [f"{facts.val_images:,} validation"] if facts.val_images else []
     splits += [f"{facts.test_images:,} test images"]
+    folders, verbs = folders_used(data.name, data.root), {"val": "validated", "test": "tested"}
     lines = {
         "model": f"{model.name}{f' ({options})' if options else ''}, {data.channels}×{data.image_size}×"
         f"{data.image_size} input, {facts.classes} classes, {model.init} initialization",
         "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}"
-        + (f", tested on {folder}" if (folder := test_folder(data.name, data.root)) else ""),
+        + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders),
         "method": _method(config, method),
         "pruned": _pruned(config, rows),
         "sparsity": _sparsity(config, plan),

@@ -1,5 +1,6 @@
 """Order, augmentation and normalisation of batches; image folders; what is refused, and in which words."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,25 @@ def test_facts_of_a_folder_come_from_its_listing(tree):
 )
 def test_arguments_that_do_not_fit_are_refused(change, message):
     assert message in refused(**FAKE | change)
+
+
+def test_a_tree_with_val_and_test_is_validated_on_one_and_tested_on_the_other(tree):
+    for label, count in (("a", 2), ("b", 5)):
+        shutil.copytree(tree / "test" / label, tree / "val" / label)
+        for i in range(3, count):
+            shutil.copy(tree / "test" / label / "0.jpg", tree / "val" / label / f"{i}.jpg")
+    arguments = {**FOLDER, "root": str(tree)}
+    data = build_data(**arguments)
+    assert (data.train.num_images, data.val.num_images, data.test.num_images) == (12, 8, 6)
+    assert "has a val/ folder for that" in refused(**arguments | {"val_images": 2})
+    assert dataset_facts("folder", str(tree), None, None, None) == (2, 12, 6)
+
+    shutil.rmtree(tree / "test")
+    (tree / "test").mkdir()
+    (tree / "test" / "unlabelled.jpg").touch()  # as ImageNet's
+    data = build_data(**arguments)
+    assert data.val is None
+    assert data.test.num_images == 8
 
 
 def test_folders_that_do_not_fit_are_refused(tree):

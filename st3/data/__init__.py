@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from st3.data.folders import FolderLoader, decode, scan_tree, split_folders
 from st3.data.loader import Loader
 from st3.errors import UserError
 
-__all__ = ["Data", "Loader", "build_data", "dataset_facts", "test_folder"]
+__all__ = ["Data", "Loader", "build_data", "dataset_facts", "folders_used"]
 
 AUGMENTATIONS = "none", "crop", "crop_flip", "random_resized_crop"
 VAL_SEED = 0  # not the run's: every run holds out the same images
@@ -101,7 +102,9 @@ def build_data(
     wanted = {"classes": classes, "train_images": train_images, "test_images": test_images}
     wanted |= {"channels": channels, "image_size": image_size}
     _check_facts(source, wanted, where=root if name in FOLDERS else name)
-    train, val = _hold_out(source.train, val_images)
+    if source.val is not None and val_images:
+        raise UserError(f"dataset.val_images={val_images} but {root} has a val/ folder for that: set it to 0")
+    train, val = (source.train, source.val) if source.val is not None else _hold_out(source.train, val_images)
 
     def loader(split: Split, **order) -> Loader:
         inputs = split.inputs
@@ -115,7 +118,7 @@ def build_data(
 
     return Data(
         train=loader(train, batch_size=batch_size, training=True, seed=seed),
-        val=loader(val, batch_size=eval_batch_size) if val_images else None,
+        val=loader(val, batch_size=eval_batch_size) if len(val.labels) else None,
         test=loader(source.test, batch_size=eval_batch_size),
         classes=source.classes,
     )
@@ -136,15 +139,16 @@ def dataset_facts(
     if missing and name not in FOLDERS:
         raise UserError(f"dataset.{missing[0]}=N is needed by dataset={name}")
     if missing:
-        train, test = scan_tree(root)
+        listings = scan_tree(root)
+        train, test = listings["train"], listings["test"]
         found = {"classes": len(train.classes), "train_images": len(train), "test_images": len(test)}
         facts |= {key: found[key] for key in missing}
     return facts["classes"], facts["train_images"], facts["test_images"]
 
 
-def test_folder(name: str, root: str | None) -> str | None:
-    """The folder whose images are the test images, of a dataset that is an image folder at `root`; else None."""
-    return str(split_folders(root)[1]) if name in FOLDERS and root is not None else None
+def folders_used(name: str, root: str | None) -> dict[str, Path]:
+    """Folder by use ("train", "test", perhaps "val") of a dataset that is an image folder at `root`; else empty."""
+    return split_folders(root) if name in FOLDERS and root is not None else {}
 
 
 def _check_facts(source: Source, wanted: dict[str, int | None], where: str) -> None:

@@ -38,6 +38,8 @@ class Source:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    val: Split | None = None
+    """Validation images of its own, apart from the training images."""
 
 
 def fashion_mnist_embedded(path: Path = EMBEDDED_FILE, **_) -> Source:
@@ -87,18 +89,19 @@ def official(dataset: type, files: str, folder: str, *, root: str | None, downlo
 
 
 def image_folder(*, root: str | None, **_) -> Source:
-    """An ImageFolder tree: root/train, and root/val or root/test.
+    """An ImageFolder tree: root/train, and root/val or root/test or both.
 
     Raises:
         UserError: as `scan_tree`.
     """
-    train, test = scan_tree(root)
+    listings = scan_tree(root)
 
     def split(folder: datasets.ImageFolder) -> Split:
         paths = np.array([path for path, _ in folder.samples], dtype=object)
         return Split(paths, torch.tensor(folder.targets))
 
-    return Source(split(train), split(test), tuple(train.classes))
+    splits = {use: split(listing) for use, listing in listings.items()}
+    return Source(**splits, classes=tuple(listings["train"].classes))
 
 
 def fake(*, classes, channels, image_size, train_images, test_images, seed, **_) -> Source:

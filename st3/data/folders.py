@@ -14,22 +14,31 @@ from st3.data.loader import Loader, Normalise, mixed_seed
 from st3.errors import UserError
 
 
-def split_folders(root: str | None) -> tuple[Path, Path]:
-    """(training folder, test folder) of an image tree: root/train, and root/val or else root/test.
+def split_folders(root: str | None) -> dict[str, Path]:
+    """The folders of an image tree by use, "train" and "test", and "val" where there is one for it.
+
+    Of root/val and root/test the only one is the test folder. With both, they are what their names say; but a test/
+    without the class folders of val/ (ImageNet's has no labels) is passed over, and val/ is the test folder.
 
     Raises:
         UserError: no root, or one of the folders is missing.
     """
     if root is None:
         raise UserError("dataset.root=DIR is needed: the folder that holds train/ and val/ or test/")
-    test = next((name for name in ("val", "test") if Path(root, name).is_dir()), None)
-    for missing, name in ((not Path(root, "train").is_dir(), "train/"), (test is None, "val/ or test/")):
+    train, val, test = (Path(root, name) for name in ("train", "val", "test"))
+    for missing, name in ((not train.is_dir(), "train/"), (not val.is_dir() and not test.is_dir(), "val/ or test/")):
         if missing:
             raise UserError(
                 f"dataset.root={root} has no {name} folder; set dataset.root=DIR with train/CLASS/FILE and "
                 "val/CLASS/FILE or test/CLASS/FILE"
             )
-    return Path(root, "train"), Path(root, test)
+
+    def classes(folder: Path) -> list[str]:
+        return sorted(each.name for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+
+    if classes(val) and classes(val) == classes(test):
+        return {"train": train, "val": val, "test": test}
+    return {"train": train, "test": val if val.is_dir() else test}
 
 
 def scan(folder: Path) -> ImageFolder:
@@ -44,20 +53,21 @@ def scan(folder: Path) -> ImageFolder:
         raise UserError(f"{error} ({folder}): remove empty class folders or set dataset.root=DIR") from None
 
 
-def scan_tree(root: str | None) -> tuple[ImageFolder, ImageFolder]:
-    """(training, test) listings of an image tree.
+def scan_tree(root: str | None) -> dict[str, ImageFolder]:
+    """Listings of an image tree by use, as `split_folders`.
 
     Raises:
-        UserError: as `split_folders` and `scan`, or the two splits hold other classes.
+        UserError: as `split_folders` and `scan`, or the splits hold other classes.
     """
-    train, test = (scan(folder) for folder in split_folders(root))
+    splits = {use: scan(folder) for use, folder in split_folders(root).items()}
+    train, test = splits["train"], splits["test"]
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(
             f"{train.root} and {test.root} hold other classes ({', '.join(odd[:5])}): "
             "give both the same class folders or set dataset.root=DIR"
         )
-    return train, test
+    return splits
 
 
 def training_transform(image_size: int) -> Callable[[Image.Image], Image.Image]:
