@@ -65,7 +65,7 @@ def files_below(folder: Path) -> set[str]:
         ("sparsity=1.0", "sparsity=1 lies outside [0, 1)"),
         ("sparsity=-0.1", "sparsity=-0.1 lies outside"),
         ("sparsity=abc", "sparsity: Value 'abc'"),
-        ("schedule.start=60%", "schedule.end=50% (step 186) comes before schedule.start=60% (step 223)"),
+        ("schedule.start=60%", "schedule.end=50% (step 155) comes before schedule.start=60% (step 186)"),
         ("schedule.end=99ep", "schedule.end=99ep"),
         ("schedule.end=soon", "write 5ep (epochs)"),
         ("batch_size=9000", "batch_size=9000 is larger than the 8000 training images"),
