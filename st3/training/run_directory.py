@@ -159,7 +159,8 @@ class RunRecorder:
     def evaluation(self, state: TrainingState, is_best: bool) -> None:
         scores = {name: value for name, value in state.scores.items() if name != "epoch"}
         self._row |= scores  # an epoch ends with a row, which takes the scores in
-        top1 = [f"{name.removesuffix('_top1')} top-1 {value:.2f} %" for name, value in scores.items() if name.endswith("_top1")]
+        splits = [name.removesuffix("_top1") for name in scores if name.endswith("_top1")]
+        top1 = [f"{split} top-1 {scores[f'{split}_top1']:.2f} %" for split in splits]
         self._bar.write(
             f"epoch {state.epoch}/{self._epochs}: loss {self._row['train_loss']:.3f}, {', '.join(top1)}, "
             f"sparsity {self._row['sparsity']:.2%}, {self._row['images_per_second']:,.0f} images/s"
