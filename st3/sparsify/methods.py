@@ -6,13 +6,16 @@ neither model nor optimizer nor step; `Sparsifier` does the rest.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from st3.errors import UserError
-from st3.sparsify.projections import flat_magnitudes, hard_threshold, rescale_factor, sigma, soft_threshold
+from st3.sparsify.flat_weights import FlatWeights
+from st3.sparsify.kernels import kernels_for
+from st3.sparsify.projections import hard_threshold, rescale_factor, sigma, soft_threshold
 from st3.sparsify.thresholds import quantile, weighted_quantile
 
 
@@ -21,13 +24,12 @@ class Method(Protocol):
 
     gradient: Literal["straight_through", "masked"]
 
-    def project(
-        self, raw: Sequence[Tensor], sparsity: float, costs: Tensor | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Sparse weights (shapes and dtypes of `raw`) and each layer's threshold (0-d), for 0 < sparsity < 1.
+    def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor], costs: Tensor | None = None) -> Tensor:
+        """Write the sparse weights to `out` (shaped like `raw.layers`); returns the thresholds, [layers].
 
-        `sparsity` is the fraction of all weights together that becomes zero; with `costs` (int64 [layers]: what one
-        weight of each layer costs, for example its MACs) the fraction of the total cost.
+        `sparsity` (0-d float64 on the weights' device, 0 < sparsity < 1) is the fraction of all weights together that
+        becomes zero; with `costs` (int64 [layers]: what one weight of each layer costs, for example its MACs) the
+        fraction of the total cost. Must not wait for the device.
         """
 
 
@@ -53,27 +55,38 @@ class ST3:
             if getattr(self, name) not in allowed:
                 raise UserError(f"method.{name}={getattr(self, name)} is not known: choose {' or '.join(allowed)}")
 
-    def project(self, raw, sparsity, costs=None):
-        scales = [sigma(w) if self.layer_sigma else 1.0 for w in raw]
-        # Thresholding w/σ_l by τ is thresholding w by τ·σ_l; doing it on w/σ_l makes the counts immune to rounding.
-        scaled = [w / scale if self.layer_sigma else w for w, scale in zip(raw, scales, strict=True)]
-        magnitudes = flat_magnitudes(scaled)
+    def project(self, raw, sparsity, out, costs=None):
+        if costs is None and (kernels := kernels_for(raw, out, self._scales(raw))):
+            plain = partial(self._project, raw, sparsity)
+            return kernels.project(sparsity, soft=self.shrink == "soft", rescale=self.rescale, plain=plain)
+        return self._project(raw, sparsity, out, costs)
+
+    def _scales(self, raw: FlatWeights) -> list[float]:
+        return [sigma(w.shape) if self.layer_sigma else 1.0 for w in raw.layers]
+
+    def _project(self, raw, sparsity, out, costs=None):
+        """`project` in plain PyTorch, layer by layer."""
+        scales = self._scales(raw)
+        magnitudes = raw.flat.abs()
+        if self.layer_sigma:
+            torch._foreach_mul_(raw.parts(magnitudes), [1 / scale for scale in scales])
         if costs is None:
             threshold = quantile(magnitudes, sparsity)
         else:
             costs = costs.to(magnitudes.device)  # the model may have been moved since
-            of_each = torch.cat([cost.expand(w.numel()) for cost, w in zip(costs, raw, strict=True)])
+            of_each = torch.cat([cost.expand(size) for cost, size in zip(costs, raw.sizes, strict=True)])
             threshold = weighted_quantile(magnitudes, of_each, sparsity)
         shrink = soft_threshold if self.shrink == "soft" else hard_threshold
-        sparse = []
-        for weight, w, scale in zip(raw, scaled, scales, strict=True):
-            shrunk = shrink(w, threshold)
+        for weight, target, scale in zip(raw.layers, out, scales, strict=True):
+            # Thresholding w/σ_l by τ is thresholding w by τ·σ_l; doing it on w/σ_l makes the counts immune to rounding.
+            scaled = weight * (1 / scale) if self.layer_sigma else weight
+            shrunk = shrink(scaled, threshold)
             if self.layer_sigma:
-                shrunk = shrunk * scale
+                shrunk *= scale
             if self.rescale:
-                shrunk = shrunk * rescale_factor(weight, w.abs() > threshold)
-            sparse.append(shrunk)
-        return sparse, [threshold * scale for scale in scales]
+                shrunk *= rescale_factor(weight, scaled.abs() > threshold)
+            target.copy_(shrunk)
+        return threshold * threshold.new_tensor(scales)
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,9 @@ class Dense:
 
     gradient: ClassVar = "straight_through"
 
-    def project(self, raw, sparsity, costs=None):
-        return [w.clone() for w in raw], [w.new_zeros(()) for w in raw]
+    def project(self, raw, sparsity, out, costs=None):
+        torch._foreach_copy_(list(out), raw.layers)
+        return raw.flat.new_zeros(len(raw.layers))
 
 
 METHODS = {"st3": ST3(), "st3_sigma": ST3(layer_sigma=True), "dense": Dense()}

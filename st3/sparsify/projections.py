@@ -1,12 +1,15 @@
-"""Projections of one weight tensor as pure functions (ST-3, arXiv:2212.01076, section 3)."""
+"""Projections of one weight tensor as pure functions (ST-3, arXiv:2212.01076, section 3).
+
+They never wait for the device. `st3.sparsify.kernels` computes the same for all layers in one launch.
+"""
 
 import torch
 from torch import Tensor
 
 
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
-    """`(w − sign(w)·τ)·1[|w| > τ]`, any shape; `threshold` τ is 0-d."""
-    return weight.sign() * (weight.abs() - threshold).clamp_min(0)
+    """`(w − sign(w)·τ)·1[|w| > τ]`, any shape; `threshold` τ >= 0 is 0-d."""
+    return weight - weight.clamp(-threshold, threshold)
 
 
 def hard_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
@@ -22,16 +25,15 @@ def rescale_factor(weight: Tensor, kept: Tensor) -> Tensor:
     raw magnitudes, not from the shrunk ones, as the paper's code does.
     """
     dims = tuple(range(1, weight.ndim))
-    magnitude = weight.abs()
-    rho = ((magnitude * kept).mean(dims, keepdim=True) + 1e-6) / (magnitude.mean(dims, keepdim=True) + 1e-6)
+    row = weight[0].numel()
+
+    def mean_magnitude(values: Tensor) -> Tensor:  # in one pass, without |values| in memory
+        return torch.linalg.vector_norm(values, 1, dims, keepdim=True) / row
+
+    rho = (mean_magnitude(weight * kept) + 1e-6) / (mean_magnitude(weight) + 1e-6)
     return 1.01 / (rho + 0.01)
 
 
-def sigma(weight: Tensor) -> float:
+def sigma(shape: tuple[int, ...]) -> float:
     """σ_l = 1/√(sum of all dimensions of the weight): 1/√134 for 64×64×3×3. The layer's scale in ST-3σ."""
-    return sum(weight.shape) ** -0.5
-
-
-def flat_magnitudes(weights: list[Tensor]) -> Tensor:
-    """|w| of all layers together, [N], layer after layer."""
-    return torch.cat([w.abs().flatten() for w in weights])
+    return sum(shape) ** -0.5

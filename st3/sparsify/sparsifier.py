@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from st3.errors import UserError
+from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.methods import METHODS, Method
 from st3.sparsify.schedules import Constant, Schedule
 
@@ -87,9 +88,11 @@ class Sparsifier:
         self._costs = _costs(target, macs, self._pruned)
 
         # Raw weights and thresholds exist once something is pruned; until then the model's weights are the raw ones.
-        self._raw: list[Tensor] | None = None
-        self._thresholds: list[Tensor] = []
-        self._versions: list[int] = []
+        self._raw: FlatWeights | None = None
+        self._thresholds: Tensor | None = None
+        self._sparsity = _any(self._pruned).new_zeros((), dtype=torch.float64)  # `sparsity`, where the weights are
+        self._homes: list[Tensor] | None = None
+        self._written: list[tuple[int, int]] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     @property
@@ -136,8 +139,8 @@ class Sparsifier:
         weights = list(self._layers.values())
         zeros = [0] * len(weights) if weights[0].is_meta else torch.stack([(w == 0).sum() for w in weights]).tolist()
         thresholds = dict.fromkeys(self._pruned, 0.0)
-        if self._thresholds:
-            thresholds = dict(zip(self._pruned, torch.stack(self._thresholds).tolist(), strict=True))
+        if self._thresholds is not None:
+            thresholds = dict(zip(self._pruned, self._thresholds.tolist(), strict=True))
         return [
             LayerState(name, tuple(weight.shape), name in self._pruned, count, thresholds.get(name, 0.0))
             for (name, weight), count in zip(self._layers.items(), zeros, strict=True)
@@ -149,20 +152,21 @@ class Sparsifier:
 
     def thresholds(self) -> Tensor:
         """Each pruned layer's threshold now, [layers] on the device."""
-        if self._thresholds:
-            return torch.stack(self._thresholds)
-        return next(iter(self._pruned.values())).new_zeros(len(self._pruned))
+        return self._thresholds if self._thresholds is not None else _any(self._pruned).new_zeros(len(self._pruned))
 
     def raw_weights(self) -> dict[str, Tensor]:
         """The raw weights by layer name: live tensors, to be read (by an average, say) and not written."""
-        raw = self._raw if self._raw is not None else [w.detach() for w in self._pruned.values()]
+        raw = self._raw.layers if self._raw is not None else [w.detach() for w in self._pruned.values()]
         return dict(zip(self._pruned, raw, strict=True))
 
+    @torch.no_grad()
     def project(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Project other raw weights (averaged ones, say) as this step projects its own. Changes no state."""
         if self._raw is None:
             return dict(raw)
-        sparse, _ = self.method.project([raw[name] for name in self._pruned], self.sparsity, self._costs)
+        weights = FlatWeights.copy_of([raw[name] for name in self._pruned])
+        sparse = [torch.empty_like(w) for w in weights.layers]
+        self.method.project(weights, self._sparsity, sparse, self._costs)
         return dict(zip(self._pruned, sparse, strict=True))
 
     def state_dict(self) -> dict:
@@ -179,15 +183,40 @@ class Sparsifier:
         fits = raw.keys() == self._pruned.keys() and all(raw[n].shape == w.shape for n, w in self._pruned.items())
         if raw and not fits:
             raise UserError("this sparsifier state belongs to other layers: build model and selection as they were")
-        self.step, self.sparsity = state["step"], state["sparsity"]
-        self._raw, self._thresholds = None, []
-        if raw:
-            with torch.no_grad():
-                for name, weight in self._pruned.items():
-                    weight.copy_(raw[name])
-                self._project()
+        self._put_back()
+        self.step = state["step"]
+        self._set_sparsity(state["sparsity"])
+        if not raw:
+            self._raw = self._thresholds = None
+            return
+        weights = list(self._pruned.values())
+        with torch.no_grad():
+            if self._raw is None:
+                self._raw = FlatWeights(weights)
+            self._raw.copy_([raw[name] for name in self._pruned])  # in place: a captured step knows where they are
+            self._project()
 
     # The step, from its two ends.
+
+    @property
+    def phase(self) -> tuple[bool, bool]:
+        """Whether raw weights are kept aside now, and whether the next step will project.
+
+        Steps of the same phase issue the same work to the device: one can be captured and replayed for the others.
+        """
+        return self._raw is not None, self.schedule.value(self.step) > 0
+
+    def advance(self) -> None:
+        """Move the schedule on by one step: for who replays a captured step, whose hooks do not run."""
+        self._set_sparsity(self.schedule.value(self.step))
+        self.step += 1
+
+    def _set_sparsity(self, value: float) -> None:
+        self.sparsity = value
+        weight = _any(self._pruned)
+        if self._sparsity.device != weight.device:  # the model was moved
+            self._sparsity = self._sparsity.to(weight.device)
+        self._sparsity.fill_(value)
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -196,44 +225,60 @@ class Sparsifier:
             raise UserError(
                 "optimizer.step(closure) would evaluate the model with raw weights: call it without closure"
             )
-        if self._raw is None:
+        if self._raw is None or self._homes is not None:  # a step that raised has left the raw weights in place
             return
-        for (name, weight), raw, version in zip(self._pruned.items(), self._raw, self._versions, strict=True):
-            if weight._version != version or weight.device != raw.device:
+        for (name, weight), written in zip(self._pruned.items(), self._written, strict=True):
+            if (weight._version, weight.data_ptr()) != written:
                 raise UserError(
                     f"the weight of {name} was changed or moved outside the optimizer, which the raw weights do not "
                     "know of: restore with Sparsifier.load_state_dict, or build a new Sparsifier"
                 )
-            weight.copy_(raw)
+        # Nothing is copied: for the length of the step the parameters point to the raw values.
+        self._homes = [w.data for w in self._pruned.values()]
+        for weight, raw in zip(self._pruned.values(), self._raw.layers, strict=True):
+            weight.data = raw
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         # Optimizers that do the gradient scaler's check themselves (fused) run their hooks on skipped steps too.
         found_inf = getattr(optimizer, "found_inf", None)
         skipped = found_inf is not None and bool(found_inf.item())
-        if not skipped:
-            self.sparsity = self.schedule.value(self.step)
-            self.step += 1
+        captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if not skipped and not captured:  # what is captured is not yet done
+            self.advance()
+        self._put_back()
+        weights = list(self._pruned.values())
         if self.sparsity > 0:
+            if self._raw is None:
+                self._raw = FlatWeights.copy_of(weights)
             self._project()
-        else:
-            self._raw = None
+        elif self._raw is not None:
+            torch._foreach_copy_(weights, self._raw.layers)
+            self._raw = self._thresholds = None
+
+    def _put_back(self) -> None:
+        """Let the parameters point to the model's own memory again."""
+        for weight, home in zip(self._pruned.values(), self._homes or [], strict=self._homes is not None):
+            weight.data = home
+        self._homes = None
 
     def _project(self) -> None:
-        """Keep the raw weights that the model holds now aside and put their projection in place."""
-        weights = list(self._pruned.values())
-        if self._raw is None:
-            self._raw = [w.detach().clone() for w in weights]
+        """Put the projection of the raw weights into the model."""
+        weights = [w.detach() for w in self._pruned.values()]
+        thresholds = self.method.project(self._raw, self._sparsity, weights, self._costs)
+        if self._thresholds is None:
+            self._thresholds = thresholds
         else:
-            for raw, weight in zip(self._raw, weights, strict=True):
-                raw.copy_(weight)
-        sparse, self._thresholds = self.method.project(self._raw, self.sparsity, self._costs)
-        for weight, projected in zip(weights, sparse, strict=True):
-            weight.copy_(projected)
-        self._versions = [w._version for w in weights]
+            self._thresholds.copy_(thresholds)  # in place, for who reads them between replays
+        self._written = [(w._version, w.data_ptr()) for w in self._pruned.values()]
 
     def _mask_gradient(self, weight: nn.Parameter):
         return lambda gradient: gradient if self._raw is None else gradient * (weight != 0)
+
+
+def _any(weights: Mapping[str, Tensor]) -> Tensor:
+    """One of them, for device and dtype."""
+    return next(iter(weights.values())).detach()
 
 
 def _prunable_layers(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -268,7 +313,7 @@ def _choose(names: list[str], include: Sequence[str], exclude: Sequence[str]) ->
 
 
 def _check_weights(weights: dict[str, nn.Parameter]) -> None:
-    first = next(iter(weights.values()))
+    first = _any(weights)
     for name, weight in weights.items():
         if weight.dtype not in (torch.float32, torch.float64) or weight.dtype != first.dtype:
             raise UserError(f"the weight of {name} is {weight.dtype}: keep weights in float32 and use autocast")
@@ -286,5 +331,5 @@ def _costs(target: str, macs: Mapping[str, int] | None, weights: dict[str, nn.Pa
         raise UserError(f"target=flops needs macs of every pruned layer{'' if macs is None else f', also {missing}'}")
     if idle := [name for name in weights if macs[name] == 0]:
         raise UserError(f"target=flops cannot weigh {idle[0]}, which has no MACs: exclude=[{','.join(idle)}]")
-    device = next(iter(weights.values())).device
-    return torch.tensor([macs[name] // weight.numel() for name, weight in weights.items()], device=device)
+    each = [macs[name] // weight.numel() for name, weight in weights.items()]
+    return torch.tensor(each, device=_any(weights).device)

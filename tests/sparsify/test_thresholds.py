@@ -13,6 +13,22 @@ def test_quantile_is_torch_quantile(n, q, dtype):
     torch.testing.assert_close(quantile(values, q), torch.quantile(values, q))
 
 
+@pytest.mark.parametrize("q", [0.0, 1e-6, 0.3, 0.9, 0.999999])
+@pytest.mark.parametrize("kind", ["random", "ties", "sorted", "periodic"])
+def test_many_values_give_the_order_statistics_of_a_sort(kind, q):
+    n = 300_007  # enough for the way by a sample
+    values = torch.rand(n)
+    if kind == "ties":
+        values = (values * 5).floor()
+    elif kind == "sorted":
+        values = values.sort().values
+    elif kind == "periodic":  # the sample sees only what is large, and brackets the wrong values
+        values[::61] += 100
+    ordered, rank = values.sort().values.double(), q * (n - 1)
+    low, high = ordered[int(rank)], ordered[min(int(rank) + 1, n - 1)]
+    assert quantile(values, q).item() == pytest.approx((low + (high - low) * (rank - int(rank))).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("q", [0.001, 0.25, 0.5, 0.9, 0.999])
 def test_count_at_or_below_is_within_one_of_the_target(q):
     for n in (10, 999, 20_000):

@@ -7,6 +7,7 @@ from torch import nn
 
 from st3 import Sparsifier
 from st3.sparsify import METHODS, PolynomialRamp
+from st3.sparsify.flat_weights import FlatWeights
 from st3.training.ema import RawAverage
 
 DECAY = 0.5
@@ -62,7 +63,8 @@ def test_the_network_is_the_projection_of_the_average_of_the_raw_weights():
     assert DECAY < (1 + 20) / (10 + 20)  # the warm-up of the decay is over
     network = average.network().state_dict()
     raw = [averaged(history[f"{layer}.weight"]) for layer in sparsifier.pruned_layers]
-    expected, _ = METHODS["st3"].project(raw, 0.8)
+    expected = [torch.empty_like(w) for w in raw]
+    METHODS["st3"].project(FlatWeights.copy_of(raw), torch.tensor(0.8, dtype=torch.float64), expected)
     for layer, projected in zip(sparsifier.pruned_layers, expected, strict=True):
         torch.testing.assert_close(network[f"{layer}.weight"].double(), projected, atol=1e-5, rtol=1e-4)
     for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var", "4.bias"):
