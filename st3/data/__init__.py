@@ -1,7 +1,7 @@
 """Datasets by name, served as batches on the device: `build_data` is the door of this room."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,10 @@ import torch
 
 from st3.data.arrays import ArrayLoader
 from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split
-from st3.data.folders import FolderLoader, decode, scan_tree, split_folders
+from st3.data.folder_loader import DECODERS, FolderLoader
+from st3.data.folders import scan_tree, split_folders
 from st3.data.loader import Loader
+from st3.data.memory import check_memory, decode_once
 from st3.errors import UserError
 
 __all__ = ["Data", "Loader", "build_data", "dataset_facts", "folders_used"]
@@ -21,7 +23,7 @@ VAL_SEED = 0  # not the run's: every run holds out the same images
 
 @dataclass(frozen=True)
 class Data:
-    """The loaders of one run (see `Loader` for their interface); `val` is None where no image is held out."""
+    """The loaders of one process (see `Loader` for their interface); `val` is None where no image is held out."""
 
     train: Loader
     val: Loader | None
@@ -47,9 +49,17 @@ def build_data(
     batch_size: int,
     seed: int,
     device: torch.device | str,
-    eval_batch_size: int = 500,
+    decode: str = "cpu",
+    cache: str | None = None,
+    eval_batch_size: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Data:
-    """Read a dataset and make its loaders.
+    """Read a dataset and make the loaders of process `rank` of `world_size`.
+
+    Every process reads the same data: it draws the whole epoch and serves its slice of each training batch, so it
+    holds all training images where they are in memory. Of `val` and `test` it serves a part of its own, which may be
+    empty; over all processes each image once.
 
     Args:
         name: a key of `DATASETS`.
@@ -64,8 +74,11 @@ def build_data(
             `workers` processes. Otherwise an image folder is decoded once, whole, into memory.
         val_images: training images to hold out, always the same ones.
         download: fetch the files where they are absent.
-        batch_size: of the training loader; `eval_batch_size` of the others.
+        batch_size: training images in a forward pass of all processes together.
         seed: together with the epoch decides order and augmentation.
+        decode: JPEG files with augment="random_resized_crop": "cpu", by `workers`; "gpu", by a CUDA `device`.
+        cache: folder where an image folder that is decoded once leaves its pixels for later runs; None: nowhere.
+        eval_batch_size: images in a forward pass of one process over `val` or `test`; None: chosen here.
 
     Raises:
         UserError: an argument that does not fit the data, or data that are absent or damaged.
@@ -84,6 +97,19 @@ def build_data(
                 f"dataset.{key} has {len(value)} numbers but dataset.channels={channels}: set dataset.mean and "
                 "dataset.std to one number per channel"
             )
+    device = torch.device(device)
+    streamed = augment == "random_resized_crop"
+    if decode not in DECODERS:
+        raise UserError(f"unknown dataset.decode={decode}: set one of {', '.join(DECODERS)}")
+    if decode == "gpu" and not streamed:
+        raise UserError(f"dataset.decode=gpu has no effect with dataset.augment={augment}: set dataset.decode=cpu")
+    if decode == "gpu" and channels != 3:
+        raise UserError(f"dataset.decode=gpu gives RGB, not dataset.channels={channels}: set dataset.decode=cpu")
+    if decode == "gpu" and device.type != "cuda":
+        raise UserError(f"dataset.decode=gpu needs a CUDA device, not {device}: set dataset.decode=cpu")
+    if cache is not None and (streamed or name not in FOLDERS):
+        what = f"dataset.augment={augment}" if streamed else name
+        raise UserError(f"dataset.cache={cache} has no effect with {what}: set dataset.cache=null")
     if download and name not in DOWNLOADED:
         raise UserError(f"dataset.download=true has no effect on {name}: set dataset.download=false")
     if root is not None and name in MADE_HERE:
@@ -104,22 +130,29 @@ def build_data(
     _check_facts(source, wanted, where=root if name in FOLDERS else name)
     if source.val is not None and val_images:
         raise UserError(f"dataset.val_images={val_images} but {root} has a val/ folder for that: set it to 0")
+    if name in FOLDERS and not streamed:
+        source = _in_memory(
+            source, val_images, root=root, image_size=image_size, channels=channels, workers=workers, cache=cache,
+            device=device, announce=rank == 0,
+        )  # fmt: skip
     train, val = (source.train, source.val) if source.val is not None else _hold_out(source.train, val_images)
+    if eval_batch_size is None:  # so many small images, because there launching kernels takes longer than they do
+        eval_batch_size = 2500 if device.type == "cuda" and image_size <= 64 else 500
 
     def loader(split: Split, **order) -> Loader:
-        inputs = split.inputs
         common = {"mean": mean, "std": std, "device": device, **order}
-        if augment == "random_resized_crop":
-            size = {"image_size": image_size, "channels": channels, "workers": workers}
-            return FolderLoader(inputs, split.labels, **size, **common)
-        if isinstance(inputs, np.ndarray):
-            inputs = decode(inputs, image_size=image_size, channels=channels, workers=workers)
-        return ArrayLoader(inputs, split.labels, augment=augment, **common)
+        if streamed:
+            size = {"image_size": image_size, "channels": channels, "decode": decode, "workers": workers}
+            return FolderLoader(split.inputs, split.labels, **size, **common)
+        return ArrayLoader(split.inputs, split.labels, augment=augment, **common)
+
+    def evaluation(split: Split) -> Loader:
+        return loader(split.part(rank, world_size), batch_size=eval_batch_size)
 
     return Data(
-        train=loader(train, batch_size=batch_size, training=True, seed=seed),
-        val=loader(val, batch_size=eval_batch_size) if len(val.labels) else None,
-        test=loader(source.test, batch_size=eval_batch_size),
+        train=loader(train, batch_size=batch_size, training=True, seed=seed, rank=rank, world_size=world_size),
+        val=evaluation(val) if len(val.labels) else None,
+        test=evaluation(source.test),
         classes=source.classes,
     )
 
@@ -172,6 +205,25 @@ def _check_facts(source: Source, wanted: dict[str, int | None], where: str) -> N
         )
 
 
+def _in_memory(
+    source: Source, val_images: int, *, root: str, image_size: int, channels: int, device: torch.device, **how
+) -> Source:
+    """An image folder's splits as pixels; `how` as for `decode_once`."""
+    splits = {"train": source.train, "val": source.val, "test": source.test}
+    splits = {use: split for use, split in splits.items() if split is not None}
+    check_memory(
+        sum(len(split.labels) for split in splits.values()),
+        len(source.train.labels) if val_images else 0,
+        channels=channels,
+        image_size=image_size,
+        root=root,
+        device=device,
+    )
+    size = {"image_size": image_size, "channels": channels}
+    pixels = {use: decode_once(split.inputs, root=root, **size, **how) for use, split in splits.items()}
+    return replace(source, **{use: replace(split, inputs=pixels[use]) for use, split in splits.items()})
+
+
 def _hold_out(split: Split, val_images: int) -> tuple[Split, Split]:
     """(training, validation): a random `val_images` of the training images, drawn with a fixed seed."""
     count = len(split.labels)
@@ -179,5 +231,7 @@ def _hold_out(split: Split, val_images: int) -> tuple[Split, Split]:
         raise UserError(
             f"dataset.val_images={val_images} of {count} training images: set dataset.val_images below {count}"
         )
+    if not val_images:  # without the copy that taking all of them is
+        return split, Split(split.inputs[:0], split.labels[:0])
     order = torch.randperm(count, generator=torch.Generator().manual_seed(VAL_SEED))
     return split.take(order[val_images:].sort().values), split.take(order[:val_images].sort().values)

@@ -51,8 +51,10 @@ class ArrayLoader(Loader):
         training: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
     ):
-        super().__init__(labels, batch_size=batch_size, training=training, seed=seed)
+        super().__init__(labels, batch_size=batch_size, training=training, seed=seed, rank=rank, world_size=world_size)
         self.images = images.to(device).permute(0, 2, 3, 1).contiguous()  # [N, H, W, C]
         self.labels = labels.to(device)
         self.crops = training and augment in ("crop", "crop_flip")
@@ -66,7 +68,7 @@ class ArrayLoader(Loader):
         offsets = torch.randint(2 * PADDING + 1, (len(order), 2), generator=random)
         flips = (torch.rand(len(order), generator=random) < 0.5) & self.flips
         # One copy to the device per epoch, none per batch.
-        drawn = (each.to(self.labels.device).split(self.batch_size) for each in (order, offsets, flips))
+        drawn = (self.split(each.to(self.labels.device)) for each in (order, offsets, flips))
         for chosen, offset, flip in zip(*drawn, strict=True):
             images = self.images.index_select(0, chosen).permute(0, 3, 1, 2)
             if self.crops:

@@ -1,7 +1,9 @@
 """The datasets by name: each function returns its whole training and test split, not yet augmented or batched."""
 
+import contextlib
 import hashlib
 import lzma
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +31,11 @@ class Split:
     def take(self, indices: torch.Tensor) -> "Split":
         """The images at `indices`, int64 [M]."""
         return Split(self.inputs[indices.numpy()], self.labels[indices])
+
+    def part(self, rank: int, world_size: int) -> "Split":
+        """The images of one process: consecutive, of all processes each image once, none where there are too few."""
+        start, stop = (len(self.labels) * each // world_size for each in (rank, rank + 1))
+        return Split(self.inputs[start:stop], self.labels[start:stop])
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ def official(dataset: type, files: str, folder: str, *, root: str | None, downlo
     """
     if root is None:
         raise UserError("dataset.root=DIR is needed: the folder that holds the downloaded files")
+    place = Path(root, folder)
+    absent = [each for each in (place, *place.parents) if not os.path.exists(each)]
 
     try:
         train, test = (dataset(root, train=part, download=download) for part in (True, False))
@@ -77,8 +86,12 @@ def official(dataset: type, files: str, folder: str, *, root: str | None, downlo
         reason = "the download failed" if download else "dataset.download=false"
         raise UserError(
             f"no usable {dataset.__name__} in dataset.root={root} and {reason} ({str(error).splitlines()[0]}): put "
-            f"{files} into {Path(root, folder)} and set dataset.download=true, or set dataset=fashion_mnist_embedded"
+            f"{files} into {place} and set dataset.download=true, or set dataset=fashion_mnist_embedded"
         ) from None
+    finally:
+        for each in absent:  # torchvision makes its folders before it has anything to put there
+            with contextlib.suppress(OSError):  # not made, or not empty
+                each.rmdir()
 
     def split(part) -> Split:
         images = torch.as_tensor(part.data)

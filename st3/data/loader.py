@@ -31,25 +31,45 @@ class Normalise:
 
 
 class Loader:
-    """Batches of one split.
+    """Batches of one split, or of one process's part of it.
 
-    `len(loader)` is the number of batches in an epoch, `num_images` the number of images in the split,
-    `batch_size` the size of every full batch. `epoch(epoch)` iterates over `(images, labels)`: float32
-    [B, C, H, W], normalised, channels_last, and int64 [B], both on the device.
+    `epoch(epoch)` iterates over `(images, labels)`: float32 [B, C, H, W], normalised, channels_last, and int64 [B],
+    both on the device. `len(loader)` is the number of batches in an epoch.
 
     A training loader shuffles and augments as a function of (seed, epoch) alone, and drops the last incomplete
-    batch, other images each epoch. Any other loader serves each image once, in order, the last batch smaller.
+    batch, other images each epoch. With `world_size` processes, each is given the whole split; `num_images` and
+    `batch_size` count the images of all of them, `len(loader)` is the same on all, and process `rank` serves
+    slice `rank` of each batch, B = batch_size // world_size: put together they are the batch of a single process.
+
+    Any other loader knows no processes. It serves each image it is given once, in order, the last batch smaller, and
+    no batch where it is given none; `num_images` and `batch_size` are about itself alone.
     """
 
-    def __init__(self, labels: torch.Tensor, *, batch_size: int, training: bool, seed: int):
+    def __init__(
+        self,
+        labels: torch.Tensor,
+        *,
+        batch_size: int,
+        training: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         self.num_images = len(labels)
         if training and batch_size > self.num_images:
             raise UserError(
                 f"batch_size={batch_size} is larger than the {self.num_images} training images: lower batch_size"
             )
+        if training and batch_size % world_size:
+            raise UserError(
+                f"batch_size: {batch_size} images in a forward pass cannot be shared evenly by {world_size} processes: "
+                f"set batch_size to a multiple of {world_size}, times accumulate"
+            )
         self.batch_size = batch_size
         self.training = training
         self.seed = seed
+        each = batch_size // world_size
+        self.share = slice(rank * each, (rank + 1) * each) if training else slice(None)
 
     def __len__(self) -> int:
         if self.training:
@@ -57,7 +77,11 @@ class Loader:
         return -(-self.num_images // self.batch_size)
 
     def order(self, random: torch.Generator) -> torch.Tensor:
-        """Indices of the images to serve in one epoch, int64 [at most num_images]."""
+        """Indices of the images to serve in one epoch, by all processes: int64 [at most num_images]."""
         if self.training:
             return torch.randperm(self.num_images, generator=random)[: len(self) * self.batch_size]
         return torch.arange(self.num_images)
+
+    def split(self, drawn: torch.Tensor) -> list[torch.Tensor]:
+        """What is `drawn` [images of an epoch, ...] for all processes, cut into the batches of this one."""
+        return [batch[self.share] for batch in drawn.split(self.batch_size)] if len(drawn) else []
