@@ -10,10 +10,15 @@ from st3.data import Data, build_data, dataset_facts
 from st3.errors import UserError
 from st3.models import build_model
 from st3.sparsify import METHODS, Constant, Method, PolynomialRamp, Schedule, Sparsifier
+from st3.training.distributed import SINGLE, Processes
 from st3.training.durations import to_steps
+from st3.training.loop import Step
 from st3.training.lr_schedules import ConstantLR, CosineLR, MultiStepLR, OneCycleLR
 from st3.training.optimizers import build_optimizer
 from st3.training.plan import LRSchedule, Plan
+from st3.training.precision import Precision
+from st3.training.state import TrainingState
+from st3.training.step import CapturedStep, EagerStep
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,13 @@ def read_facts(config: Config) -> Facts:
     return Facts(classes, train_images - data.val_images, data.val_images, test_images)
 
 
-def make_plan(config: Config, facts: Facts) -> Plan:
+def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE) -> Plan:
     """Everything in optimizer steps. Raises `UserError` when the parts do not fit into the training."""
+    if config.batch_size % (config.accumulate * processes.world_size):
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {processes.world_size} processes in "
+            f"{config.accumulate} passes: choose a multiple of {config.accumulate * processes.world_size}"
+        )
     steps_per_epoch = facts.train_images // (config.batch_size // config.accumulate) // config.accumulate
     if steps_per_epoch == 0:
         raise UserError(
@@ -53,6 +63,7 @@ def make_plan(config: Config, facts: Facts) -> Plan:
     return Plan(
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
+        batch_size=config.batch_size,
         accumulate=config.accumulate,
         lr=config.optimizer.lr,
         lr_schedule=_lr_schedule(config, total, steps),
@@ -136,8 +147,66 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(model, **asdict(config.optimizer))
 
 
-def make_data(config: Config, device: torch.device) -> Data:
-    """Reads the data; batches arrive on `device`, one forward pass's worth each."""
+@dataclass(frozen=True)
+class Execution:
+    """How steps are executed. It changes their time, and their results by rounding only."""
+
+    compile: bool
+    capture: bool
+    because: str = ""
+    """Why steps are not captured, where capture=auto decided so."""
+
+
+_BUSY = 2e11
+"""Multiply-accumulates of one forward pass that keep any GPU busy longer than it takes to issue the work."""
+_WORTH_COMPILING = 2000
+"""Optimizer steps that win more time than the compiler takes."""
+
+
+def choose_execution(config: Config, plan: Plan, precision: Precision, processes: Processes, macs: int) -> Execution:
+    """What compile and capture mean here; `macs` are those of one image.
+
+    Raises `UserError` where capture=on asks for what cannot be.
+    """
+    on_cuda = precision.device.type == "cuda"
+    compiled = config.compile == "on" or (config.compile == "auto" and on_cuda and plan.total_steps >= _WORTH_COMPILING)
+    if config.capture == "off":
+        return Execution(compiled, capture=False)
+    reason = ""
+    if not on_cuda:
+        reason = "CUDA graphs need a CUDA device"
+    elif precision.name == "fp16":
+        reason = "the gradient scaler of fp16 decides on the host"
+    elif processes.world_size > 1:
+        reason = "several processes exchange their gradients in it"
+    if config.capture == "on":
+        if reason:
+            raise UserError(f"capture=on is not possible ({reason}): use capture=auto")
+    elif not reason and macs * plan.batch_size / plan.accumulate > _BUSY:
+        reason = "its passes keep the device busy as they are"
+    return Execution(compiled, capture=not reason, because=reason if on_cuda else "")
+
+
+def make_step(
+    config: Config, state: TrainingState, plan: Plan, precision: Precision, execution: Execution, processes: Processes
+) -> Step:
+    """The optimizer step. To be made before a checkpoint is loaded into `state`."""
+    forward = processes.wrap(state.model)
+    if execution.compile:
+        # With "auto" a part that cannot be compiled runs as it is, and PyTorch says so; with "on" it is an error.
+        torch._dynamo.config.suppress_errors = config.compile == "auto"
+        forward = torch.compile(forward)
+    eager = EagerStep(state, plan, precision, forward, processes)
+    return CapturedStep(eager, required=config.capture == "on") if execution.capture else eager
+
+
+def make_data(config: Config, device: torch.device, rank: int = 0, world_size: int = 1) -> Data:
+    """Reads the data; batches arrive on `device`, one forward pass's worth each, shared by `world_size` processes."""
     return build_data(
-        **asdict(config.dataset), batch_size=config.batch_size // config.accumulate, seed=config.seed, device=device
+        **asdict(config.dataset),
+        batch_size=config.batch_size // config.accumulate,
+        seed=config.seed,
+        device=device,
+        rank=rank,
+        world_size=world_size,
     )

@@ -58,9 +58,13 @@ class DatasetConfig:
     test_images: int | None = None
     """Test images; null: counted in the folder."""
     workers: int = 0
-    """Processes that decode image files."""
+    """Processes that read image files."""
     download: bool = False
     """Fetch a known data set that is not at root."""
+    decode: str = "cpu"
+    """JPEG files with random_resized_crop: cpu (the workers) or gpu (on CUDA, with the same crops)."""
+    cache: str | None = None
+    """Folder where an image folder that is decoded once (any other augment) leaves its pixels; null: nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +170,12 @@ class Config:
     """auto (bf16 on CUDA that has it, else fp16; fp32 on CPU), fp32, bf16 or fp16."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    compile: str = "auto"
+    """on, off, or auto: compile the network with torch.compile on CUDA, where the run is long enough to win by it."""
+    capture: str = "auto"
+    """on, off, or auto: issue a whole optimizer step as one CUDA graph, where the network is small."""
+    profile: bool = False
+    """Trace some steps with PyTorch's profiler into the run directory."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     log_every: int = 50
@@ -190,6 +198,8 @@ class Config:
         _check(self.ema is None or 0 < self.ema < 1, f"ema={self.ema} must lie between 0 and 1, or be null")
         _check(self.seed >= 0, f"seed={self.seed} must not be negative")
         _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        for name in ("compile", "capture"):
+            _one_of(name, getattr(self, name), ("auto", "on", "off"))
         _check(0 < self.optimizer.lr < math.inf, f"optimizer.lr={self.optimizer.lr:g} must be positive and finite")
         for group, name in (
             ("optimizer", "weight_decay"),
@@ -252,6 +262,18 @@ class Config:
         _check(all(std > 0 for std in data.std), f"dataset.std={data.std} must be positive")
         for name in ("val_images", "workers"):
             _check(getattr(data, name) >= 0, f"dataset.{name}={getattr(data, name)} must not be negative")
+        _one_of("dataset.decode", data.decode, ("cpu", "gpu"))
+        streamed = data.augment == "random_resized_crop"
+        for holds, why in (
+            (streamed, f"has no effect with dataset.augment={data.augment}"),
+            (data.channels == 3, f"gives RGB, not dataset.channels={data.channels}"),
+            (self.device != "cpu", "needs a CUDA device, not device=cpu"),
+        ):
+            _check(data.decode == "cpu" or holds, f"dataset.decode=gpu {why}: set dataset.decode=cpu")
+        _check(
+            data.cache is None or not streamed,
+            f"dataset.cache={data.cache} has no effect with dataset.augment={data.augment}: set dataset.cache=null",
+        )
 
     def _check_switches(self, group, config, used, common=(), all_needed=False):
         """Each variant of a group has its own settings: none without effect, and (if so) none missing."""

@@ -3,19 +3,30 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 import st3
-from st3.build import Facts
+from st3.build import Execution, Facts
 from st3.config import Config
 from st3.data import folders_used
 from st3.measure import LayerRow, format_table, totals
 from st3.sparsify import PolynomialRamp
+from st3.training.distributed import Processes
 from st3.training.plan import Plan
 from st3.training.precision import Precision
+from st3.training.profiling import peak_memory
 from st3.training.state import TrainingState
 
 
 def describe_recipe(
-    config: Config, facts: Facts, plan: Plan, precision: Precision, method: object, rows: Sequence[LayerRow]
+    config: Config,
+    facts: Facts,
+    plan: Plan,
+    precision: Precision,
+    execution: Execution,
+    processes: Processes,
+    method: object,
+    rows: Sequence[LayerRow],
 ) -> str:
     """The resolved recipe, a line per subject."""
     model, data, optimizer = config.model, config.dataset, config.optimizer
@@ -43,7 +54,11 @@ def describe_recipe(
         + (f", gradient clipped to norm {plan.clip_norm:g}" if plan.clip_norm else ""),
         "rate": _rate(config, plan),
         "loss": "cross-entropy" + (f", label smoothing {plan.label_smoothing:g}" if plan.label_smoothing else ""),
-        "precision": f"{precision.name} on {precision.device}" + (", compiled" if config.compile else ""),
+        "precision": f"{precision.name} on {precision.device}"
+        + (f", {processes.world_size} processes" if processes.world_size > 1 else "")
+        + (", compiled" if execution.compile else "")
+        + (", steps captured" if execution.capture else "")
+        + (f", steps not captured ({execution.because})" if execution.because else ""),
         "seed": str(config.seed) + (f"; average of the raw weights with decay {config.ema:g}" if config.ema else ""),
     }
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
@@ -58,7 +73,9 @@ def describe_layers(rows: Sequence[LayerRow]) -> str:
     )
 
 
-def summarize(config: Config, state: TrainingState, rows: list, run_dir: Path) -> dict:
+def summarize(
+    config: Config, state: TrainingState, rows: list, run_dir: Path, device: torch.device, processes: Processes
+) -> dict:
     """What summary.json says; sparsity and MACs are counted in the network as it is now."""
     total = totals(rows)
     scores = state.scores
@@ -76,6 +93,10 @@ def summarize(config: Config, state: TrainingState, rows: list, run_dir: Path) -
         "epochs": state.epoch,
         "steps": state.step,
         "seconds": round(state.seconds, 2),
+        "warmup_seconds": round(state.warmup_seconds, 2),
+        "data_seconds": round(state.data_seconds, 2),
+        "peak_memory_bytes": peak_memory(device),
+        "processes": processes.world_size,
         "method": config.method.name,
         "model": config.model.name,
         "dataset": config.dataset.name,
@@ -101,7 +122,9 @@ def describe_result(summary: dict) -> str:
             if of_macs
             else f"({summary['macs'] / summary['macs_dense']:.1%})"
         ),
-        "time": f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['steps']:,} steps",
+        "time": f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['steps']:,} steps; "
+        f"warm-up {summary['warmup_seconds']:.1f} s, waiting for data {summary['data_seconds']:.1f} s",
+        "memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak",
         "run": f"{summary['run_dir']}",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())

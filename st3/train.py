@@ -69,6 +69,10 @@ def main() -> None:
         sys.exit(130)
     if exit_code:
         sys.exit(exit_code)
+    if "st3.training.distributed" in sys.modules:
+        from st3.training.distributed import leave
+
+        leave()
 
 
 def _config_path() -> str:
@@ -88,7 +92,9 @@ def _default_dir(config: "Config", started: datetime, number: int | None) -> Pat
 
 
 def _complain(message: object) -> None:
-    print(f"st3-train: error: {message}", file=sys.stderr, flush=True)
+    # Of several processes, all find the same mistake; what only one has met begins with its number.
+    if os.environ.get("RANK", "0") == "0" or str(message).startswith("process "):
+        print(f"st3-train: error: {message}", file=sys.stderr, flush=True)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -66,9 +66,9 @@ if triton is not None:
             counted += tl.histogram((bits >> SHIFT) & ((1 << BITS) - 1), BINS, mask=inside & (high == prefix))
             if SHIFT == 0:
                 higher = tl.minimum(higher, tl.where(inside & (high > prefix), bits, HIGHEST))
-        tl.atomic_add(counts + PASS * BINS + tl.arange(0, BINS), counted)
+        tl.atomic_add(counts + PASS * BINS + tl.arange(0, BINS), counted, sem="relaxed")
         if SHIFT == 0:
-            tl.atomic_min(above, tl.min(higher, 0))
+            tl.atomic_min(above, tl.min(higher, 0), sem="relaxed")
 
     @triton.jit
     def _finish(
@@ -184,6 +184,10 @@ class Kernels:
         The first time, `plain`, which does the same, is asked too; where it says something else, it is taken from
         then on, with a warning.
         """
+        with torch.cuda.device_of(self._flat):  # where Triton launches
+            return self._project(sparsity, soft, rescale, plain)
+
+    def _project(self, sparsity, soft, rescale, plain) -> Tensor:
         if self._checked:
             return plain(self._targets) if self._wrong else self._launch(sparsity, soft, rescale)
         self._checked = self._wrong = True

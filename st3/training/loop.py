@@ -8,11 +8,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from st3.data import Data
 from st3.errors import UserError
+from st3.training.clocks import DataClock
+from st3.training.distributed import SINGLE, Processes
 from st3.training.plan import Plan
 from st3.training.precision import Precision
 from st3.training.state import TrainingState
@@ -34,13 +35,23 @@ class Recorder(Protocol):
         """An epoch is complete."""
 
 
+class Step(Protocol):
+    """`EagerStep` or `CapturedStep`."""
+
+    warm: bool
+
+    def __call__(self, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Tensor: ...
+
+
 def fit(
     state: TrainingState,
     data: Data,
     plan: Plan,
     precision: Precision,
+    step: Step,
     recorder: Recorder,
     measure: Callable[[], dict],
+    processes: Processes = SINGLE,
 ) -> None:
     """Train from `state.epoch` to `plan.epochs`.
 
@@ -51,9 +62,10 @@ def fit(
     """
     while state.epoch < plan.epochs:
         begin = time.perf_counter()
-        seed_everything(plan.seed, state.epoch)
-        train_epoch(state, data.train.epoch(state.epoch), plan, precision, recorder, measure)
+        seed_everything(plan.seed, state.epoch, processes.rank)
+        train_epoch(state, data.train.epoch(state.epoch), plan, precision, step, recorder, measure, processes)
         state.epoch += 1
+        state.average_buffers(processes)
         evaluated = state.epoch % plan.eval_every == 0 or state.epoch == plan.epochs
         if evaluated:
             network = state.network()
@@ -61,7 +73,7 @@ def fit(
             state.scores = {"epoch": state.epoch}
             for split, loader in splits.items():
                 if loader is not None:
-                    scores = evaluate(network, loader.epoch(0), precision)
+                    scores = evaluate(network, loader.epoch(0), precision, processes)
                     state.scores |= {f"{split}_{name}": value for name, value in scores.items()}
         state.seconds += time.perf_counter() - begin
         if evaluated:
@@ -74,64 +86,67 @@ def train_epoch(
     batches: Iterable[tuple[Tensor, Tensor]],
     plan: Plan,
     precision: Precision,
+    step: Step,
     recorder: Recorder,
     measure: Callable[[], dict],
+    processes: Processes = SINGLE,
 ) -> None:
     """`plan.steps_per_epoch` optimizer steps. Waits for the device where a row is due, and in fp16 for the scaler."""
-    model, optimizer, scaler = state.model, state.optimizer, state.scaler
-    model.train()
-    batches = iter(batches)
-    total, images_seen, since, last_step = 0.0, 0, time.perf_counter(), state.step
+    state.model.train()
+    clock = DataClock(precision.device)
+    batches = clock.timed(batches)
+    total, since, last_step = torch.zeros((), device=precision.device), time.perf_counter(), state.step
     for index in range(plan.steps_per_epoch):
         lr = plan.lr * plan.lr_schedule.value(state.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        for images, labels in itertools.islice(batches, plan.accumulate):
-            with precision.autocast():  # which computes the loss in float32
-                loss = F.cross_entropy(model(images), labels, label_smoothing=plan.label_smoothing) / plan.accumulate
-            scaler.scale(loss).backward()
-            total = total + loss.detach()
-            images_seen += len(labels)
-        if plan.clip_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
         state.sparsifier.step = state.step  # the ramp follows the plan also past steps that the scaler skipped
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        begin = None if step.warm else time.perf_counter()
+        total += step(itertools.islice(batches, plan.accumulate), lr)
+        if begin is not None:
+            precision.wait()
+            state.warmup_seconds += time.perf_counter() - begin
         state.step += 1
         if state.average:
             state.average.update()
         recorder.progress()
         if state.step % plan.log_every == 0 or index == plan.steps_per_epoch - 1:
-            train_loss = float(total) / (state.step - last_step)
+            steps = state.step - last_step
+            train_loss = float(processes.sum_(total)) / (steps * processes.world_size)
             if not math.isfinite(train_loss):
                 raise UserError(f"the loss is {train_loss} at step {state.step}: lower optimizer.lr or set clip_norm")
-            rate = images_seen / (time.perf_counter() - since)
+            rate = steps * plan.batch_size / (time.perf_counter() - since)
+            state.data_seconds += clock.read()
             recorder.row(state, {"train_loss": train_loss, "lr": lr, **measure(), "images_per_second": rate})
-            total, images_seen, since, last_step = 0.0, 0, time.perf_counter(), state.step
+            total.zero_()
+            since, last_step = time.perf_counter(), state.step
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> dict[str, float]:
-    """Accuracy in percent over all images: `top1` and `top5` (of all classes where there are fewer than five)."""
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: Precision,
+    processes: Processes = SINGLE,
+) -> dict[str, float]:
+    """Accuracy in percent over all images: `top1` and `top5` (of all classes where there are fewer than five).
+
+    Each of several processes brings its own share of the images; the result is that of all.
+    """
     was_training = model.training
     model.eval()
-    hits, count = 0, 0
+    counts = torch.zeros(3, dtype=torch.int64, device=precision.device)  # correct, correct among five, all images
     for images, labels in batches:
         with precision.autocast():
             logits = model(images)
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        hits = hits + torch.stack([ranked[:, 0].sum(), ranked.sum()])
-        count += len(labels)
+        counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), torch.ones_like(labels).sum()])
     model.train(was_training)
-    top1, top5 = (100 * hits.double() / count).tolist()
-    return {"top1": top1, "top5": top5}
+    top1, top5, images = processes.sum_(counts).tolist()
+    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images}
 
 
-def seed_everything(seed: int, epoch: int) -> None:
-    """Seed PyTorch's generators on all devices from the run's seed and the epoch."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
+    """Seed PyTorch's generators on all devices from the run's seed, the epoch and the process."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
 
 
 def _update_best(state: TrainingState, plan: Plan) -> bool:

@@ -36,11 +36,14 @@ def build_optimizer(
     Raises `UserError` for another name or values that PyTorch refuses.
     """
     groups = parameter_groups(model, weight_decay)
+    # One launch for all parameters, and a learning rate that may be a tensor, as a captured step needs it.
+    fused = True if next(model.parameters()).is_cuda else None
     try:
         if name == "sgd":
-            return torch.optim.SGD(groups, lr=lr, **_given(momentum=momentum, nesterov=nesterov))
+            return torch.optim.SGD(groups, lr=lr, fused=fused, **_given(momentum=momentum, nesterov=nesterov))
         if name == "adamw":
-            return torch.optim.AdamW(groups, lr=lr, **_given(betas=tuple(betas) if betas else None, eps=eps))
+            options = _given(betas=tuple(betas) if betas else None, eps=eps)
+            return torch.optim.AdamW(groups, lr=lr, fused=fused, capturable=bool(fused), **options)
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     raise UserError(f"optimizer.name={name} does not exist: choose sgd or adamw")

@@ -19,6 +19,8 @@ class Plan:
 
     epochs: int
     steps_per_epoch: int
+    batch_size: int
+    """Images per optimizer step, over all processes."""
     accumulate: int
     """Forward and backward passes per optimizer step."""
     lr: float

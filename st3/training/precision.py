@@ -6,10 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from st3.errors import UserError
+from st3.training.distributed import SINGLE, Processes
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`. Raises `UserError` for what is not there."""
+def pick_device(name: str, processes: Processes = SINGLE) -> torch.device:
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`; of several processes each has a GPU of its own.
+
+    Raises `UserError` for what is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
@@ -17,6 +21,12 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device={name} is not known: choose auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}, but PyTorch sees no CUDA device here: use device=cpu")
+    if kind == "cuda" and processes.world_size > 1:
+        if index:
+            raise UserError(f"device={name} is one device for {processes.world_size} processes: use device=cuda")
+        if processes.local_rank >= torch.cuda.device_count():
+            raise UserError(f"this machine has {torch.cuda.device_count()} CUDA devices: torchrun --nproc-per-node=…")
+        return torch.device("cuda", processes.local_rank)
     if index and kind == "cuda" and int(index) >= torch.cuda.device_count():
         raise UserError(f"device={name}, but there are only {torch.cuda.device_count()} CUDA devices")
     return torch.device(name)
@@ -35,6 +45,11 @@ class Precision:
         if self.name == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def scaler(self) -> torch.amp.GradScaler:
         """A gradient scaler; without effect but for fp16."""

@@ -18,6 +18,8 @@ from yaml import YAMLError
 from st3.errors import UserError
 from st3.measure import LayerRow
 from st3.training.checkpoints import load_checkpoint, save_checkpoint, save_json, write_atomically
+from st3.training.distributed import SINGLE, Processes
+from st3.training.profiling import StepProfiler
 from st3.training.state import TrainingState
 
 METRICS = (
@@ -38,7 +40,8 @@ METRICS = (
 """Columns of metrics.csv and tags of the TensorBoard events."""
 
 # Settings that may differ when a run is continued: they change where and how it runs, not what it computes.
-_FREE = {"run_dir", "dry_run", "device", "compile", "log_every", "dataset.root", "dataset.workers", "dataset.download"}
+_FREE = {"run_dir", "dry_run", "device", "compile", "capture", "profile", "log_every"}
+_FREE |= {f"dataset.{name}" for name in ("root", "workers", "download", "cache")}
 
 
 class RunDirectory:
@@ -80,13 +83,10 @@ class RunDirectory:
         content = json.loads(summary.read_text(encoding="utf-8"))
         return content if content["finished"] else None
 
-    def resume(self, state: TrainingState) -> bool:
-        """Load `last.pt` into `state` if there is one."""
+    def checkpoint(self) -> dict | None:
+        """What `last.pt` holds, on the CPU, if there is one."""
         last = self.path / "last.pt"
-        if self._fresh or not last.exists():
-            return False
-        state.load_state_dict(load_checkpoint(last))
-        return True
+        return load_checkpoint(last) if not self._fresh and last.exists() else None
 
     def start(self, config: Mapping, overrides: list[str], environment: Mapping) -> None:
         """Create the folder and say what runs here."""
@@ -140,8 +140,9 @@ class RunRecorder:
         epochs: int,
         layer_rows: Callable[[], list[LayerRow]],
         summary: Callable[[], dict],
+        profiler: StepProfiler | None = None,
     ):
-        self._directory, self._epochs = directory, epochs
+        self._directory, self._epochs, self._profiler = directory, epochs, profiler
         self._layer_rows, self._summary = layer_rows, summary
         self._row: dict = {}
         self._open_metrics(state.step)
@@ -150,6 +151,8 @@ class RunRecorder:
 
     def progress(self) -> None:
         self._bar.update()
+        if self._profiler:
+            self._profiler.step()
 
     def row(self, state: TrainingState, row: dict) -> None:
         self._flush()
@@ -177,6 +180,8 @@ class RunRecorder:
             save_json(self._directory.path / "summary.json", self._summary() | {"finished": False})
 
     def close(self) -> None:
+        if self._profiler:
+            self._profiler.close()
         self._bar.close()
         self._flush()
         self._file.close()
@@ -210,8 +215,22 @@ class RunRecorder:
             self._events.add_scalar(name, row[name], row["step"])
 
 
-def environment(device: torch.device, version: str) -> dict:
-    """Versions, device and the state of the git project in the current folder, if it is one."""
+class SilentRecorder:
+    """For the processes that leave listening to the first one."""
+
+    def progress(self) -> None: ...
+
+    def row(self, state: TrainingState, row: dict) -> None: ...
+
+    def evaluation(self, state: TrainingState, is_best: bool) -> None: ...
+
+    def checkpoint(self, state: TrainingState) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def environment(device: torch.device, version: str, processes: Processes = SINGLE) -> dict:
+    """Versions, devices and the state of the git project in the current folder, if it is one."""
     return {
         "st3": version,
         "python": platform.python_version(),
@@ -219,6 +238,7 @@ def environment(device: torch.device, version: str) -> dict:
         "torchvision": str(torchvision.__version__),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "processes": processes.world_size,
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "git": _git_state(),

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from st3.sparsify import Sparsifier
+from st3.training.distributed import Processes
 from st3.training.ema import RawAverage
+
+_PLAIN = "epoch", "step", "seconds", "data_seconds", "warmup_seconds", "scores", "best"
 
 
 @dataclass
@@ -24,6 +27,10 @@ class TrainingState:
     """Optimizer steps done."""
     seconds: float = 0.0
     """Wall time spent in training and evaluation, over all sittings."""
+    data_seconds: float = 0.0
+    """Of these, how long the device waited for training data."""
+    warmup_seconds: float = 0.0
+    """Of these, the first steps of each sitting, in which kernels are chosen, compiled and captured."""
     scores: dict = field(default_factory=dict)
     """The latest evaluation."""
     best: dict = field(default_factory=dict)
@@ -33,6 +40,13 @@ class TrainingState:
         """What is evaluated and saved: the model, or the projected average where one is kept."""
         return self.average.network() if self.average else self.model
 
+    @torch.no_grad()
+    def average_buffers(self, processes: Processes) -> None:
+        """Give all processes the mean of their BatchNorm statistics."""
+        processes.mean_(self.model.buffers())
+        if self.average:
+            processes.mean_(self.average.values[name] for name, _ in self.model.named_buffers())
+
     def state_dict(self) -> dict:
         return {
             "model": self.model.state_dict(),
@@ -40,7 +54,7 @@ class TrainingState:
             "sparsifier": self.sparsifier.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            **{name: getattr(self, name) for name in ("epoch", "step", "seconds", "scores", "best")},
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -51,5 +65,5 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        for name in ("epoch", "step", "seconds", "scores", "best"):
+        for name in _PLAIN:
             setattr(self, name, state[name])

@@ -24,7 +24,7 @@ CONFIG = {
     "sparsity": 0.9,
     "device": "auto",
     "log_every": 50,
-    "compile": False,
+    "compile": "auto",
     "run_dir": None,
     "dry_run": False,
 }
@@ -53,7 +53,7 @@ def test_nothing_is_written_before_start(tmp_path):
     directory = RunDirectory(tmp_path / "a" / "run")
     directory.check(CONFIG)
     assert directory.finished() is None
-    assert not directory.resume(make_state())
+    assert directory.checkpoint() is None
     assert not list(tmp_path.iterdir())
 
 
@@ -103,7 +103,7 @@ def test_other_settings_are_refused_and_the_first_is_named(tmp_path, settings, n
     [
         {"device": "cuda"},
         {"log_every": 7},
-        {"compile": True},
+        {"compile": "on"},
         {"run_dir": "elsewhere"},
         {"dataset__root": "/data"},
         {"dataset__workers": 3},
@@ -219,7 +219,7 @@ def test_a_checkpoint_is_resumed_whole(tmp_path):
     play(recorder, state, [2, 4], evaluate_at=[4])
     recorder.close()
     other = make_state()
-    assert RunDirectory(tmp_path).resume(other)
+    other.load_state_dict(RunDirectory(tmp_path).checkpoint())
     assert (other.epoch, other.step, other.scores) == (1, 4, state.scores)
     assert torch.equal(other.model.weight, state.model.weight)
     assert torch.equal(other.sparsifier.raw_weights()[""], state.sparsifier.raw_weights()[""])
@@ -232,7 +232,7 @@ def test_a_checkpoint_without_a_gradient_scaler_is_resumed_with_one(tmp_path):
     recorder.close()
     other = make_state()
     other.scaler = torch.amp.GradScaler("cpu", enabled=True)  # as on a GPU without bf16, where it is fp16
-    assert directory.resume(other)
+    other.load_state_dict(directory.checkpoint())
     assert other.step == 4
 
 

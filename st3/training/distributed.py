@@ -1,0 +1,111 @@
+"""Several processes that train one network together, as `torchrun` starts them."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from st3.errors import UserError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others: an evaluation or the decoding of a folder may be all that one does."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process (0-based `rank`) among `world_size`, the `local_rank`-th of its machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run directory and speaks to the user."""
+        return self.rank == 0
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """Sum over the processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def mean_(self, values: Iterable[Tensor]) -> None:
+        """Mean of each floating-point tensor over the processes, in place; other tensors are left as they are."""
+        if self.world_size > 1:
+            for value in values:
+                if value.is_floating_point():
+                    self.sum_(value).div_(self.world_size)
+
+    def from_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns in the main process, in all of them; a `UserError` that it raises, too."""
+        if self.world_size == 1:
+            return action()
+        outcome: list = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except UserError as error:
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """A module whose backward pass averages the gradients over the processes; the model itself stays as it is.
+
+        BatchNorm sees the images of its own process. Its statistics are averaged when an epoch ends (`mean_`) instead
+        of being sent in every step.
+        """
+        if self.world_size == 1:
+            return model
+        with warnings.catch_warnings():  # the new name of this option is not in the older versions that we support
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+    def gradients_wait(self, forward: nn.Module, wait: bool):
+        """Context for a forward and backward pass whose gradients are not yet averaged, where `wait`."""
+        if wait and isinstance(forward, nn.parallel.DistributedDataParallel):
+            return forward.no_sync()
+        return nullcontext()
+
+
+SINGLE = Processes()
+
+
+def launched() -> Processes:
+    """What `torchrun` says of this process; `SINGLE` without it. Nothing is set up yet.
+
+    Raises `UserError` for environment variables that contradict each other.
+    """
+    if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return SINGLE
+    try:
+        return Processes(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} but {error} is not set: start several processes with "
+            "torchrun --nproc-per-node=N -m st3.train …"
+        ) from error
+
+
+def join(processes: Processes, device: torch.device) -> None:
+    """Let the processes find each other, once; NCCL between GPUs, Gloo on CPUs."""
+    if processes.world_size > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+
+
+def leave() -> None:
+    """Undo `join`."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,54 @@
+"""What the steps spend their time on, for https://ui.perfetto.dev, and how much memory they take."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from st3.errors import UserError
+
+
+class StepProfiler:
+    """Traces a few steps, after the first ones have warmed up, into `path` (a .json.gz).
+
+    `remaining`: the steps that will come. Raises `UserError` when they are fewer than three.
+    """
+
+    SKIPPED, TRACED = 20, 5
+
+    def __init__(self, path: Path, device: torch.device, remaining: int):
+        if remaining < 3:
+            raise UserError(f"profile=true needs at least 3 steps, and {remaining} are left: raise epochs")
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+        skipped = min(self.SKIPPED, remaining // 2)
+        traced = min(self.TRACED, remaining - skipped - 1)
+        self._profile = profile(
+            activities=activities,
+            schedule=schedule(wait=skipped, warmup=1, active=traced, repeat=1),
+            on_trace_ready=lambda trace: trace.export_chrome_trace(str(path)),
+        )
+        self._profile.start()
+
+    def step(self) -> None:
+        """To be called after each optimizer step."""
+        self._profile.step()
+
+    def close(self) -> None:
+        """Write what there is."""
+        self._profile.stop()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting anew; has no effect on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU since `reset_peak_memory`; on a CPU the most that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
