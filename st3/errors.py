@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that mean: the user can mend this."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2. Anything else that is raised
     is a defect of st3 and keeps its traceback.
     """
+
+
+class LonelyError(UserError):
+    """A mistake that only one of several processes has met: the others wait for it, so it must end."""

@@ -21,7 +21,6 @@ from st3.build import (
 )
 from st3.config import Config
 from st3.describe import describe_layers, describe_recipe, describe_result, summarize
-from st3.errors import UserError
 from st3.measure import SparsityMeter, layer_macs, layer_table
 from st3.report import draw_run
 from st3.training.checkpoints import save_json, save_network
@@ -92,12 +91,15 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     def summary():
         return summarize(config, state, layer_rows(), directory.path, device, processes)
 
-    def start_recording() -> RunRecorder:
+    recorder: RunRecorder | SilentRecorder = SilentRecorder()
+
+    def start_recording() -> None:
+        nonlocal recorder
+        profiler = StepProfiler(device, plan.total_steps - state.step) if config.profile else None
         directory.start(asdict(config), overrides, environment(device, st3.__version__, processes))
-        profiler = None
-        if config.profile:
-            profiler = StepProfiler(directory.path / "trace.json.gz", device, plan.total_steps - state.step)
-        return RunRecorder(
+        if profiler:
+            profiler.start(directory.path / "trace.json.gz")
+        recorder = RunRecorder(
             directory,
             state,
             total_steps=plan.total_steps,
@@ -107,17 +109,13 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
             profiler=profiler,
         )
 
-    recorder = start_recording() if processes.is_main else SilentRecorder()
+    processes.from_main(start_recording)
     try:
         fit(state, data, plan, precision, step, recorder, SparsityMeter(sparsifier, macs), processes)
     except KeyboardInterrupt:
         again = [o for o in overrides if not o.startswith("run_dir=")] + [f"run_dir={directory.path}"]
         say(f"\ninterrupted; to continue: st3-train {shlex.join(again)}")
         raise
-    except UserError as error:
-        if processes.is_main:
-            raise
-        raise UserError(f"process {processes.rank}: {error}") from error
     finally:
         recorder.close()
     if average:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from st3.errors import UserError
+from st3.errors import LonelyError, UserError
 
 if TYPE_CHECKING:
     from st3.config import Config
@@ -41,11 +42,14 @@ def main() -> None:
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
-        if number is not None:
+        if number is not None and _is_first_process():
             print(f"\n[{number}] {' '.join(overrides)}", flush=True)
         try:
             config = load_config(composed)
             run(config, overrides, _default_dir(config, started, number))
+        except LonelyError as error:
+            _complain(error)
+            os._exit(2)  # at once, without the rest of a sweep: nothing less ends the others
         except UserError as error:  # the other jobs of a sweep go on
             exit_code = 2
             _complain(error)
@@ -59,16 +63,16 @@ def main() -> None:
             job()
     except (HydraException, OmegaConfBaseException) as error:
         _complain(_in_one_line(error))
-        sys.exit(2)
+        _exit(2)
     except ValueError as error:
         if not composing:
             raise
         _complain(f"{_in_one_line(error)} (in {' '.join(sys.argv[1:])})")  # model=null and the like
-        sys.exit(2)
+        _exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     if exit_code:
-        sys.exit(exit_code)
+        _exit(exit_code)
     if "st3.training.distributed" in sys.modules:
         from st3.training.distributed import leave
 
@@ -91,9 +95,19 @@ def _default_dir(config: "Config", started: datetime, number: int | None) -> Pat
     return Path("outputs", f"{when}-{name}") if number is None else Path("outputs", f"{when}-sweep", f"{number}-{name}")
 
 
+def _is_first_process() -> bool:
+    """Of those that torchrun started; known before PyTorch is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _exit(code: int) -> None:
+    if not _is_first_process():
+        time.sleep(5)  # torchrun ends all as soon as one does: the first shall have said why
+    sys.exit(code)
+
+
 def _complain(message: object) -> None:
-    # Of several processes, all find the same mistake; what only one has met begins with its number.
-    if os.environ.get("RANK", "0") == "0" or str(message).startswith("process "):
+    if _is_first_process() or isinstance(message, LonelyError):  # other mistakes are found by all
         print(f"st3-train: error: {message}", file=sys.stderr, flush=True)
 
 

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from st3.build import Facts, make_data, make_method, make_model, make_optimizer, make_plan, make_sparsifier, read_facts
+from st3.build import (
+    Execution,
+    Facts,
+    choose_execution,
+    make_data,
+    make_method,
+    make_model,
+    make_optimizer,
+    make_plan,
+    make_sparsifier,
+    read_facts,
+)
 from st3.config import (
     Config,
     DatasetConfig,
@@ -16,6 +27,8 @@ from st3.config import (
 )
 from st3.errors import UserError
 from st3.measure import layer_macs
+from st3.training.distributed import SINGLE, Processes
+from st3.training.precision import Precision
 
 FACTS = Facts(classes=10, train_images=1000, val_images=0, test_images=100)
 
@@ -255,3 +268,102 @@ def test_the_sparsifier_prunes_what_is_chosen_and_counts_what_is_asked():
     optimizer.step()
     removed = 16 * int((model[1].weight == 0).sum()) + int((model[3].weight == 0).sum())
     assert removed == pytest.approx(0.5 * (macs["1"] + macs["3"]), abs=16)
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "world_size", "multiple"), [(100, 1, 3, 3), (100, 4, 2, 8), (100, 25, 8, 200)]
+)
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(batch_size, accumulate, world_size, multiple):
+    config = make_config(batch_size=batch_size, accumulate=accumulate)
+    with pytest.raises(UserError) as caught:
+        make_plan(config, FACTS, Processes(world_size=world_size))
+    message = str(caught.value)
+    assert f"batch_size={batch_size} cannot be shared by {world_size} processes in {accumulate} passes" in message
+    assert f"choose a multiple of {multiple}" in message
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_share_the_batch_and_leave_the_plan_as_it_is(accumulate):
+    config = make_config(batch_size=96, accumulate=accumulate)
+    assert make_plan(config, FACTS, Processes(1, 1, 4)) == make_plan(config, FACTS)
+    dataset = fake_dataset(image_size=8, train_images=200, test_images=4)
+    config = make_config(batch_size=96, accumulate=accumulate, dataset=dataset)
+    data = make_data(config, torch.device("cpu"), 1, 4)
+    assert {len(labels) for _, labels in data.train.epoch(0)} == {96 // accumulate // 4}
+
+
+# How steps are executed -----------------------------------------------------------------------------------------------
+
+CPU, GPU, TWO = torch.device("cpu"), torch.device("cuda"), Processes(0, 0, 2)
+SMALL, BIG = 40_000_000, 4_000_000_000  # of ResNet-20 on 32 pixels and of ResNet-50 on 224
+
+
+def execution(precision="bf16", device=GPU, processes=SINGLE, macs=SMALL, **changes) -> Execution:
+    config = make_config(**{"batch_size": 128} | changes)
+    plan = make_plan(config, Facts(10, 50_000, 0, 100), processes)
+    return choose_execution(config, plan, Precision(precision, device), processes, macs)
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "precision", "processes", "macs", "captured", "because"),
+    [
+        ("auto", GPU, "bf16", SINGLE, SMALL, True, ""),
+        ("auto", GPU, "fp32", SINGLE, SMALL, True, ""),
+        ("auto", GPU, "bf16", SINGLE, BIG, False, "busy"),
+        ("auto", GPU, "fp16", SINGLE, SMALL, False, "fp16"),
+        ("auto", GPU, "bf16", TWO, SMALL, False, "several processes"),
+        ("auto", CPU, "fp32", SINGLE, SMALL, False, ""),  # nobody expects it there
+        ("auto", CPU, "bf16", TWO, BIG, False, ""),
+        ("on", GPU, "bf16", SINGLE, SMALL, True, ""),
+        ("on", GPU, "fp32", SINGLE, BIG, True, ""),
+        ("off", GPU, "bf16", SINGLE, SMALL, False, ""),
+        ("off", GPU, "fp16", TWO, BIG, False, ""),
+        ("off", CPU, "fp32", SINGLE, SMALL, False, ""),
+    ],
+)
+def test_when_steps_are_captured(setting, device, precision, processes, macs, captured, because):
+    found = execution(precision, device, processes, macs, capture=setting)
+    assert found.capture is captured
+    assert because in found.because
+    assert bool(found.because) == bool(because)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "processes", "because"),
+    [
+        (CPU, "fp32", SINGLE, "CUDA graphs need a CUDA device"),
+        (GPU, "fp16", SINGLE, "gradient scaler of fp16"),
+        (GPU, "bf16", TWO, "several processes"),
+    ],
+)
+def test_capture_that_cannot_be_is_refused(device, precision, processes, because):
+    with pytest.raises(UserError, match=rf"^capture=on is not possible \(.*{because}.*\): use capture=auto$"):
+        execution(precision, device, processes, capture="on")
+
+
+def test_what_keeps_the_device_busy_is_one_pass():
+    assert not execution(macs=BIG, batch_size=128).capture
+    assert execution(macs=BIG, batch_size=128, accumulate=8).capture
+    assert execution(macs=BIG, batch_size=16).capture
+    assert not execution(macs=SMALL, batch_size=25_000).capture
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "epochs", "compiled"),
+    [
+        ("auto", GPU, 10, True),  # 3900 steps
+        ("auto", GPU, 5, False),  # 1950
+        ("auto", CPU, 1000, False),
+        ("on", GPU, 1, True),
+        ("on", CPU, 1, True),
+        ("off", GPU, 1000, False),
+    ],
+)
+def test_when_the_network_is_compiled(setting, device, epochs, compiled):
+    for capture in ("auto", "off"):
+        for processes in (SINGLE, TWO):
+            found = execution("fp32", device, processes, compile=setting, capture=capture, epochs=epochs)
+            assert found.compile is compiled

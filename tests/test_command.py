@@ -318,3 +318,48 @@ def test_cuda_run_is_exact_in_every_precision(precision, here, monkeypatch, caps
     assert st3_train(arguments, monkeypatch, capsys)[0] == 0
     summary = json.loads((here / "run" / "summary.json").read_text())
     assert abs(summary["zeros"] - 0.9 * summary["prunable"]) <= 1
+
+
+# Where the time goes, and how steps are executed ----------------------------------------------------------------------
+
+
+def test_the_summary_says_where_time_and_memory_went(here, monkeypatch, capsys):
+    code, out, _ = st3_train([*TINY, "run_dir=run"], monkeypatch, capsys)
+    assert code == 0
+    summary = json.loads((here / "run" / "summary.json").read_text())
+    assert summary["processes"] == 1
+    assert summary["warmup_seconds"] > 0
+    assert summary["data_seconds"] >= 0
+    assert summary["warmup_seconds"] + summary["data_seconds"] <= summary["seconds"]
+    assert 50e6 < summary["peak_memory_bytes"] < 1e12
+    warmup, data = (f"{summary[name]:.1f} s" for name in ("warmup_seconds", "data_seconds"))
+    assert f"warm-up {warmup}, waiting for data {data}" in out
+    assert f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak" in out
+    assert "processes" not in out
+
+
+def test_capture_is_refused_where_there_is_no_cuda_device(here, monkeypatch, capsys):
+    code, _, err = st3_train([*TINY, "device=cpu", "capture=on", "run_dir=run"], monkeypatch, capsys)
+    assert code == 2
+    assert err == "st3-train: error: capture=on is not possible (CUDA graphs need a CUDA device): use capture=auto\n"
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "compiled"),
+    [("", False), ("compile=on capture=off", True), ("compile=on", True), ("compile=off capture=auto", False)],
+)
+def test_a_dry_run_says_how_steps_would_be_executed(options, compiled, here, monkeypatch, capsys):
+    arguments = [*TINY, "device=cpu", *options.split(), "dry_run=true"]
+    code, out, err = st3_train(arguments, monkeypatch, capsys)
+    assert (code, err) == (0, "")
+    [line] = [line for line in out.splitlines() if line.startswith("precision ")]
+    assert line == f"precision  fp32 on cpu{', compiled' if compiled else ''}"
+
+
+@pytest.mark.parametrize("setting", ["compile", "capture"])
+def test_an_unknown_way_of_execution_is_refused(setting, here, monkeypatch, capsys):
+    code, _, err = st3_train([*TINY, f"{setting}=maybe"], monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith(f"st3-train: error: {setting}=maybe")
+    assert err.count("\n") == 1

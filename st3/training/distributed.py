@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from st3.errors import UserError
+from st3.errors import LonelyError, UserError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -60,6 +60,15 @@ class Processes:
             raise UserError(outcome[1])
         return outcome[0]
 
+    def alone(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; a `UserError` in making them (a damaged file) is this process's own: a `LonelyError`."""
+        try:
+            yield from batches
+        except UserError as error:
+            if self.world_size == 1:
+                raise
+            raise LonelyError(f"process {self.rank}: {error}") from error
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """A module whose backward pass averages the gradients over the processes; the model itself stays as it is.
 
@@ -87,14 +96,15 @@ def launched() -> Processes:
 
     Raises `UserError` for environment variables that contradict each other.
     """
-    if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+    if not dist.is_available() or os.environ.get("WORLD_SIZE", "1") == "1":
         return SINGLE
     try:
-        return Processes(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+        return Processes(*(int(os.environ[name]) for name in names))
     except (KeyError, ValueError) as error:
+        found = " ".join(f"{name}={os.environ.get(name, '')}" for name in names)
         raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} but {error} is not set: start several processes with "
-            "torchrun --nproc-per-node=N -m st3.train …"
+            f"{found} cannot be understood: start several processes with torchrun --nproc-per-node=N -m st3.train …"
         ) from error
 
 

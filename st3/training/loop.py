@@ -58,12 +58,13 @@ def fit(
     Every epoch starts from a seed made of `plan.seed` and its number, so that a run continued after any finished
     epoch is the run that was never interrupted. `measure()` gives what a row says of the sparse network.
 
-    Raises `UserError` when the loss is not finite.
+    Raises `UserError` when the loss is not finite, `LonelyError` for what only this of several processes has met.
     """
     while state.epoch < plan.epochs:
         begin = time.perf_counter()
         seed_everything(plan.seed, state.epoch, processes.rank)
-        train_epoch(state, data.train.epoch(state.epoch), plan, precision, step, recorder, measure, processes)
+        batches = processes.alone(data.train.epoch(state.epoch))
+        train_epoch(state, batches, plan, precision, step, recorder, measure, processes)
         state.epoch += 1
         state.average_buffers(processes)
         evaluated = state.epoch % plan.eval_every == 0 or state.epoch == plan.epochs
@@ -73,7 +74,7 @@ def fit(
             state.scores = {"epoch": state.epoch}
             for split, loader in splits.items():
                 if loader is not None:
-                    scores = evaluate(network, loader.epoch(0), precision, processes)
+                    scores = evaluate(network, processes.alone(loader.epoch(0)), precision, processes)
                     state.scores |= {f"{split}_{name}": value for name, value in scores.items()}
         state.seconds += time.perf_counter() - begin
         if evaluated:
@@ -103,7 +104,9 @@ def train_epoch(
         total += step(itertools.islice(batches, plan.accumulate), lr)
         if begin is not None:
             precision.wait()
-            state.warmup_seconds += time.perf_counter() - begin
+            waited = clock.read()
+            state.data_seconds += waited
+            state.warmup_seconds += time.perf_counter() - begin - waited
         state.step += 1
         if state.average:
             state.average.update()

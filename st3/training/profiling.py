@@ -1,5 +1,6 @@
 """What the steps spend their time on, for https://ui.perfetto.dev, and how much memory they take."""
 
+import re
 import resource
 import sys
 from pathlib import Path
@@ -11,22 +12,25 @@ from st3.errors import UserError
 
 
 class StepProfiler:
-    """Traces a few steps, after the first ones have warmed up, into `path` (a .json.gz).
+    """Traces a few steps, after the first ones have warmed up.
 
     `remaining`: the steps that will come. Raises `UserError` when they are fewer than three.
     """
 
     SKIPPED, TRACED = 20, 5
 
-    def __init__(self, path: Path, device: torch.device, remaining: int):
+    def __init__(self, device: torch.device, remaining: int):
         if remaining < 3:
             raise UserError(f"profile=true needs at least 3 steps, and {remaining} are left: raise epochs")
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-        skipped = min(self.SKIPPED, remaining // 2)
-        traced = min(self.TRACED, remaining - skipped - 1)
+        self._activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+        self._skipped = min(self.SKIPPED, remaining // 2)
+        self._traced = min(self.TRACED, remaining - self._skipped - 1)
+
+    def start(self, path: Path) -> None:
+        """Watch from now on; the trace goes to `path`, a .json.gz."""
         self._profile = profile(
-            activities=activities,
-            schedule=schedule(wait=skipped, warmup=1, active=traced, repeat=1),
+            activities=self._activities,
+            schedule=schedule(wait=self._skipped, warmup=1, active=self._traced, repeat=1),
             on_trace_ready=lambda trace: trace.export_chrome_trace(str(path)),
         )
         self._profile.start()
@@ -50,5 +54,8 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that tensors took on a GPU since `reset_peak_memory`; on a CPU the most that the process took."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where the other figure starts with that of the process which started this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
