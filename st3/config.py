@@ -302,6 +302,9 @@ def load_config(composed: DictConfig) -> Config:
     """
     try:
         plain = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
+        for name in ("compile", "capture"):  # YAML reads on and off as true and false
+            if isinstance(plain.get(name), bool):
+                plain[name] = "on" if plain[name] else "off"
         _refuse_unknown(plain, Config)
         return OmegaConf.to_object(OmegaConf.merge(_schema(Config), plain))
     except OmegaConfBaseException as error:

@@ -39,13 +39,13 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     Returns the summary, or None for a dry run. Raises `UserError` for what the user can mend.
     """
     processes = launched()
-    device = pick_device(config.device, processes)
+    join(processes)
+    device = processes.together(lambda: pick_device(config.device, processes))
     if device.index is not None:
         torch.cuda.set_device(device)  # what asks for "the current device" shall mean this one
-    join(processes, device)
     say = partial(print, flush=True) if processes.is_main else lambda _: None
     precision = pick_precision(config.precision, device)
-    facts = read_facts(config)
+    facts = processes.together(lambda: read_facts(config))
     plan = make_plan(config, facts, processes)
 
     with torch.device("meta"):  # shapes only: a dry run allocates nothing
@@ -75,7 +75,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     torch.backends.cudnn.benchmark = True  # shapes do not change while training
     seed_everything(config.seed, 0)
     model = make_model(config, facts).to(device, memory_format=torch.channels_last)
-    data = make_data(config, device, processes.rank, processes.world_size)
+    data = processes.in_turn(lambda: make_data(config, device, processes.rank, processes.world_size))
     optimizer = make_optimizer(config, model)
     sparsifier = make_sparsifier(config, plan, model, macs).attach(optimizer)
     average = RawAverage(model, sparsifier, config.ema) if config.ema else None

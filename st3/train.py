@@ -97,7 +97,7 @@ def _default_dir(config: "Config", started: datetime, number: int | None) -> Pat
 
 def _is_first_process() -> bool:
     """Of those that torchrun started; known before PyTorch is."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _exit(code: int) -> None:

@@ -59,7 +59,7 @@ def refused(*overrides: str) -> str:
         "schedule.power=0", "dataset.val_images=-5", "dataset.channels=7", "dataset.mean=[0.1,0.2]",
         "dataset.std=[0]", "dataset.workers=-1", "dataset.image_size=0", "method.target=bytes", "schedule.name=cubic",
         "optimizer.name=lion", "lr_schedule.name=step", "method.name=st4", "epochs=1.5", "epochs=many", "epochs=null",
-        "optimizer.lr=high", "compile=maybe", "capture=maybe", "compile=true", "method.include=fc", "dataset.mean=[a]",
+        "optimizer.lr=high", "compile=maybe", "capture=maybe", "method.include=fc", "dataset.mean=[a]",
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_by_its_name(override):

@@ -136,10 +136,10 @@ def check_memory(images: int, copied: int, *, channels: int, image_size: int, ro
     Raises:
         UserError: there is less memory available.
     """
-    each = channels * image_size**2
+    each = channels * image_size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process holds them all
     available = [("memory", (images + copied) * each, available_memory())]
     if device.type == "cuda":
-        available.append((f"memory on {device}", images * each, torch.cuda.mem_get_info(device)[0]))
+        available.append((f"memory on {device}", images * channels * image_size**2, torch.cuda.mem_get_info(device)[0]))
     for where, needed, free in available:
         if free is not None and needed > free:
             raise UserError(

@@ -35,6 +35,13 @@ class FlatWeights:
         """Take over the values of `weights`, in one launch on CUDA."""
         torch._foreach_copy_(self.layers, list(weights))
 
+    def fits(self, weights: Sequence[Tensor]) -> bool:
+        """Whether `weights` are still of this device, dtype and layout."""
+        return all(
+            (mine.device, mine.dtype, mine.stride()) == (w.device, w.dtype, torch.empty_like(w, device="meta").stride())
+            for mine, w in zip(self.layers, weights, strict=True)
+        )
+
     def parts(self, flat: Tensor) -> tuple[Tensor, ...]:
         """`flat` [N] (magnitudes, say) cut into the layers, each 1-d."""
         return flat.split(self.sizes)

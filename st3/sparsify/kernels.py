@@ -208,7 +208,9 @@ class Kernels:
         return expected
 
     def _launch(self, sparsity: Tensor, soft: bool, rescale: bool) -> Tensor:
-        constants = {"BINS": _BINS, "HIGHEST": _HIGHEST}
+        # Contracted to one rounding, a product and a difference would not be what the plain functions compute.
+        exact = {"enable_fp_fusion": False}
+        constants = {"BINS": _BINS, "HIGHEST": _HIGHEST, **exact}
         total = self._flat.numel()
         for number, (shift, bits) in enumerate(_DIGITS):
             _count[(self._programs,)](
@@ -223,8 +225,9 @@ class Kernels:
         )  # fmt: skip
         _project[(self._addresses.numel(),)](
             self._flat, *self._rows, self._inverse, self._scale, self._addresses, self._threshold,
-            SOFT=soft, RESCALE=rescale, BLOCK=self._block,
+            SOFT=soft, RESCALE=rescale, BLOCK=self._block, **exact,
         )  # fmt: skip
+        torch.autograd.graph.increment_version(self._targets)  # as PyTorch's own operations do
         return thresholds
 
 
@@ -240,9 +243,10 @@ def kernels_for(raw: FlatWeights, targets: Sequence[Tensor], scales: Sequence[fl
         return None
     kernels = _KERNELS.get(raw)
     if kernels is None or not kernels.serves(targets, scales):
+        together = all(t.device == raw.flat.device and t.dtype == raw.flat.dtype for t in targets)
         in_rows = all(len(w) == 1 or w.stride(0) == w[0].numel() for w in raw.layers)
         alike = all(w.stride() == t.stride() for w, t in zip(raw.layers, targets, strict=True))
-        if not (in_rows and alike and raw.flat.numel() < 2**31):
+        if not (together and in_rows and alike and raw.flat.numel() < 2**31):
             return None
         kernels = _KERNELS[raw] = Kernels(raw, targets, scales)
     return kernels

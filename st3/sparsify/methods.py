@@ -83,10 +83,9 @@ class ST3:
             shrunk = shrink(scaled, threshold)
             if self.layer_sigma:
                 shrunk *= scale
-            if self.rescale:
-                shrunk *= rescale_factor(weight, scaled.abs() > threshold)
-            target.copy_(shrunk)
-        return threshold * threshold.new_tensor(scales)
+            factor = rescale_factor(weight, scaled.abs() > threshold) if self.rescale else 1
+            torch.mul(shrunk, factor, out=target)
+        return torch.stack([threshold * scale for scale in scales])
 
 
 @dataclass(frozen=True)

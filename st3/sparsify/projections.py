@@ -3,7 +3,6 @@
 They never wait for the device. `st3.sparsify.kernels` computes the same for all layers in one launch.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -25,12 +24,8 @@ def rescale_factor(weight: Tensor, kept: Tensor) -> Tensor:
     raw magnitudes, not from the shrunk ones, as the paper's code does.
     """
     dims = tuple(range(1, weight.ndim))
-    row = weight[0].numel()
-
-    def mean_magnitude(values: Tensor) -> Tensor:  # in one pass, without |values| in memory
-        return torch.linalg.vector_norm(values, 1, dims, keepdim=True) / row
-
-    rho = (mean_magnitude(weight * kept) + 1e-6) / (mean_magnitude(weight) + 1e-6)
+    magnitude = weight.abs()
+    rho = ((magnitude * kept).mean(dims, keepdim=True) + 1e-6) / (magnitude.mean(dims, keepdim=True) + 1e-6)
     return 1.01 / (rho + 0.01)
 
 

@@ -183,7 +183,10 @@ class Sparsifier:
         fits = raw.keys() == self._pruned.keys() and all(raw[n].shape == w.shape for n, w in self._pruned.items())
         if raw and not fits:
             raise UserError("this sparsifier state belongs to other layers: build model and selection as they were")
-        self._put_back()
+        if self._homes is not None:  # a step has raised; what was loaded into the model since is in the raw weights
+            with torch.no_grad():
+                torch._foreach_copy_(self._homes, [w.data for w in self._pruned.values()])
+            self._put_back()
         self.step = state["step"]
         self._set_sparsity(state["sparsity"])
         if not raw:
@@ -191,8 +194,8 @@ class Sparsifier:
             return
         weights = list(self._pruned.values())
         with torch.no_grad():
-            if self._raw is None:
-                self._raw = FlatWeights(weights)
+            if self._raw is None or not self._raw.fits(weights):
+                self._raw, self._thresholds = FlatWeights(weights), None
             self._raw.copy_([raw[name] for name in self._pruned])  # in place: a captured step knows where they are
             self._project()
 
@@ -313,8 +316,10 @@ def _choose(names: list[str], include: Sequence[str], exclude: Sequence[str]) ->
 
 
 def _check_weights(weights: dict[str, nn.Parameter]) -> None:
-    first = _any(weights)
+    first, addresses = _any(weights), {}
     for name, weight in weights.items():
+        if not weight.is_meta and (other := addresses.setdefault(weight.data_ptr(), name)) != name:
+            raise UserError(f"the weights of {other} and {name} are two parameters in one memory: share the parameter")
         if weight.dtype not in (torch.float32, torch.float64) or weight.dtype != first.dtype:
             raise UserError(f"the weight of {name} is {weight.dtype}: keep weights in float32 and use autocast")
         if weight.device != first.device:

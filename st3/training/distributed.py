@@ -60,6 +60,29 @@ class Processes:
             raise UserError(outcome[1])
         return outcome[0]
 
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` returns here. A `UserError` that it raises in any process is raised in all."""
+        if self.world_size == 1:
+            return action()
+        result, mistake = None, None
+        try:
+            result = action()
+        except UserError as error:
+            mistake = str(error)
+        mistakes: list = [None] * self.world_size
+        dist.all_gather_object(mistakes, mistake)
+        if all(mistakes):
+            raise UserError(mistakes[0])
+        for rank, each in enumerate(mistakes):
+            if each:
+                raise UserError(f"process {rank}: {each}")
+        return result
+
+    def in_turn(self, action: Callable[[], T]) -> T:
+        """`together`, first in one process of each machine, so that the others find the files that it has made."""
+        early = self.together(lambda: action() if self.local_rank == 0 else None)
+        return self.together(lambda: early if self.local_rank == 0 else action())
+
     def alone(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; a `UserError` in making them (a damaged file) is this process's own: a `LonelyError`."""
         try:
@@ -83,8 +106,9 @@ class Processes:
 
     def gradients_wait(self, forward: nn.Module, wait: bool):
         """Context for a forward and backward pass whose gradients are not yet averaged, where `wait`."""
-        if wait and isinstance(forward, nn.parallel.DistributedDataParallel):
-            return forward.no_sync()
+        module = getattr(forward, "_orig_mod", forward)  # in what torch.compile made of it
+        if wait and isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.no_sync()
         return nullcontext()
 
 
@@ -108,11 +132,10 @@ def launched() -> Processes:
         ) from error
 
 
-def join(processes: Processes, device: torch.device) -> None:
+def join(processes: Processes) -> None:
     """Let the processes find each other, once; NCCL between GPUs, Gloo on CPUs."""
     if processes.world_size > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
 
 def leave() -> None:

@@ -100,9 +100,13 @@ def train_epoch(
     for index in range(plan.steps_per_epoch):
         lr = plan.lr * plan.lr_schedule.value(state.step)
         state.sparsifier.step = state.step  # the ramp follows the plan also past steps that the scaler skipped
-        begin = None if step.warm else time.perf_counter()
+        warm = step.warm
+        if not warm:  # what was issued before is not part of it
+            precision.wait()
+            state.data_seconds += clock.read()
+            begin = time.perf_counter()
         total += step(itertools.islice(batches, plan.accumulate), lr)
-        if begin is not None:
+        if not warm:
             precision.wait()
             waited = clock.read()
             state.data_seconds += waited

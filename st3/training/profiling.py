@@ -21,7 +21,7 @@ class StepProfiler:
 
     def __init__(self, device: torch.device, remaining: int):
         if remaining < 3:
-            raise UserError(f"profile=true needs at least 3 steps, and {remaining} are left: raise epochs")
+            raise UserError(f"profile=true needs 3 steps or more, and {remaining} are left: set profile=false")
         self._activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         self._skipped = min(self.SKIPPED, remaining // 2)
         self._traced = min(self.TRACED, remaining - self._skipped - 1)

@@ -9,6 +9,7 @@ from st3.sparsify import Sparsifier
 from st3.training.distributed import Processes
 from st3.training.ema import RawAverage
 
+_EXECUTION = "fused", "foreach", "capturable"
 _PLAIN = "epoch", "step", "seconds", "data_seconds", "warmup_seconds", "scores", "best"
 
 
@@ -59,7 +60,11 @@ class TrainingState:
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
+        # How the optimizer computes is the device's affair, and the run may have been on another one.
+        kept = [{name: group.get(name) for name in _EXECUTION} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, execution in zip(self.optimizer.param_groups, kept, strict=True):
+            group.update((name, value) for name, value in execution.items() if name in group)
         self.sparsifier.load_state_dict(state["sparsifier"])
         if state["scaler"]:  # empty from a run without fp16
             self.scaler.load_state_dict(state["scaler"])

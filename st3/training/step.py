@@ -92,14 +92,13 @@ class CapturedStep:
         if not self._is_captured():
             phase = self._eager.state.sparsifier.phase
             if phase != self._phase:
+                torch.cuda.synchronize()  # the graph that is dropped may be at work
                 self._phase, self._graph, self._until_capture = phase, None, self.WARM_UP
             if self._until_capture:
                 self._until_capture -= 1
                 return self._step_beside(batches, lr)
-            try:
-                self._capture(batches)
-            except RuntimeError as error:
-                self._give_up(error)
+            if trouble := self._capture(batches):
+                self._give_up(trouble)
                 return self._eager(batches, lr)
         torch._foreach_copy_(self._inputs, [tensor for batch in batches for tensor in batch])
         self._lr.fill_(lr)
@@ -114,22 +113,27 @@ class CapturedStep:
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
-    def _capture(self, batches: list) -> None:
+    def _capture(self, batches: list) -> str | None:
+        """Record the step without executing it; what stood in the way, if something did."""
         static = [(images.clone(), labels.clone()) for images, labels in batches]
         self._inputs = [tensor for batch in static for tensor in batch]
         for group in self._eager.state.optimizer.param_groups:
             group["lr"] = self._lr
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as one that pins the next batches, may go on calling CUDA.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._loss = self._eager.compute(static)
+        try:
+            # Other threads, such as one that pins the next batches, may go on calling CUDA.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._loss = self._eager.compute(static)
+        except RuntimeError as error:
+            graph.reset()  # the generators and the allocator must not think that a capture is under way
+            return str(error.__context__ or error).partition("\n")[0]  # leaving the capture raises an error of its own
         self._graph = graph
+        return None
 
-    def _give_up(self, error: RuntimeError) -> None:
-        reason = str(error).partition("\n")[0]
+    def _give_up(self, trouble: str) -> None:
         if self._required:
-            raise UserError(f"capture=on, but the step cannot be captured ({reason}): use capture=auto or off")
-        warnings.warn(f"the step cannot be captured ({reason}): training goes on, more slowly", stacklevel=2)
+            raise UserError(f"capture=on, but the step cannot be captured ({trouble}): use capture=auto or off")
+        warnings.warn(f"the step cannot be captured ({trouble}): training goes on, more slowly", stacklevel=2)
         self._failed = True
         state = self._eager.state
         state.optimizer.zero_grad(set_to_none=True)

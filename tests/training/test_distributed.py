@@ -164,8 +164,8 @@ def work(rank: int, port: int, folder: str) -> None:
     os.environ |= together(port, rank)
     torch.set_num_threads(1)
     processes = launched()
-    join(processes, torch.device("cpu"))
-    join(processes, torch.device("cpu"))  # the second job of a sweep
+    join(processes)
+    join(processes)  # the second job of a sweep
     found = {f"trained {passes}": trained(processes, passes) for passes in (1, 2)}
     found |= {"normalised": normalised(processes), "scored": scored(processes), "heard": heard(processes)}
     torch.save(found, Path(folder, f"{processes.rank}.pt"))

@@ -67,7 +67,7 @@ def test_closing_early_leaves_nothing_or_a_whole_trace(done, tmp_path):
 
 @pytest.mark.parametrize("remaining", [0, 1, 2])
 def test_too_few_steps_are_refused(remaining, tmp_path):
-    with pytest.raises(UserError, match=f"profile=true needs at least 3 steps, and {remaining} are left"):
+    with pytest.raises(UserError, match=f"profile=true needs 3 steps or more, and {remaining} are left"):
         StepProfiler(CPU, remaining)
 
 
@@ -102,7 +102,7 @@ def test_a_real_run_too_short_to_trace_is_refused_in_one_line(tmp_path, monkeypa
     assert st3_train([*TINY, "epochs=1", "batch_size=48"], monkeypatch) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "profile=true needs at least 3 steps, and 2 are left: raise epochs" in error
+    assert "profile=true needs 3 steps or more, and 2 are left: set profile=false" in error
 
 
 def test_the_peak_on_a_cpu_grows_by_what_is_allocated_in_bytes():

@@ -1,6 +1,7 @@
 import copy
 import csv
 import json
+import time
 
 import pytest
 import torch
@@ -275,6 +276,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_its_curves_anew(tm
     recorder = recorder_of(directory, state)
     play(recorder, state, [1, 2, 3], loss=1.0)
     recorder.close()
+    time.sleep(1.1)  # files of events are ordered by the second in their names
     state = make_state()
     recorder = recorder_of(directory, state)
     play(recorder, state, [2, 4], loss=2.0)

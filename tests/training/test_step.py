@@ -80,7 +80,7 @@ class Graphs:
     """Stands in for `torch.cuda`, as far as a captured step uses it; counts what happens."""
 
     def __init__(self, monkeypatch):
-        self.captures, self.replays, self.beside, self.capturing = 0, 0, 0, False
+        self.captures, self.replays, self.resets, self.beside, self.capturing = 0, 0, 0, 0, False
         self.fail_on: str | None = None
         graphs = self
 
@@ -92,6 +92,9 @@ class Graphs:
                 graphs.replays += 1
                 self.tape.play()
 
+            def reset(self):
+                graphs.resets += 1
+
         class Stream:
             def wait_stream(self, other): ...
 
@@ -102,6 +105,9 @@ class Graphs:
             try:
                 with graph.tape:
                     yield
+            except RuntimeError:
+                # As CUDA does when a capture that has failed is ended.
+                raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
             finally:
                 graphs.capturing = False
                 graph.tape.take_back()
@@ -113,7 +119,7 @@ class Graphs:
 
         stand_ins = {
             "is_available": lambda: True, "is_current_stream_capturing": lambda: self.capturing, "CUDAGraph": Graph,
-            "Stream": Stream, "graph": capture, "stream": stream, "current_stream": Stream,
+            "Stream": Stream, "graph": capture, "stream": stream, "current_stream": Stream, "synchronize": lambda: None,
         }  # fmt: skip
         for name, stand_in in stand_ins.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -306,6 +312,7 @@ def test_a_step_that_cannot_be_captured_is_called_instead(where, fail_from, grap
     with pytest.warns(UserWarning, match=r"cannot be captured \(CUDA error: operation .* is capturing\): training"):
         captured = trained(lambda eager: Fails(eager, required=False))
     assert graphs.captures == CAPTURED_AT.index(fail_from) + 1  # it does not try again
+    assert graphs.resets == 1
     assert_same_training(called, captured)
 
 
