@@ -46,6 +46,13 @@ def refused(*overrides: str) -> str:
     return message
 
 
+def test_on_and_off_are_words_also_where_yaml_reads_them_as_truth():
+    config = composed()
+    config.compile, config.capture = True, False
+    assert (load_config(config).compile, load_config(config).capture) == ("on", "off")
+    assert load("compile=off", "capture=on").capture == "on"
+
+
 # Values ---------------------------------------------------------------------------------------------------------------
 
 

@@ -400,3 +400,43 @@ def test_loading_pretrained_weights_before_the_ramp_is_fine():
     model.load_state_dict(other.state_dict())
     train(model, optimizer, [1])
     assert (model[7].weight > 0.5).all()
+
+
+def test_a_checkpoint_restores_after_a_step_that_raised():
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = Sparsifier(model, "st3", PolynomialRamp(final=0.9, start=2, end=6)).attach(optimizer)
+    train(model, optimizer, range(2))
+    saved = copy.deepcopy((model.state_dict(), sparsifier.state_dict()))
+    assert not saved[1]["raw"]  # dense so far
+    train(model, optimizer, range(2, 5))
+    optimizer.param_groups[0]["lr"] = "high"
+    with pytest.raises(TypeError):
+        train(model, optimizer, [5])
+    model.load_state_dict(saved[0])
+    sparsifier.load_state_dict(saved[1])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved[0][name]), name
+
+
+def test_it_follows_a_model_that_was_converted_once_its_state_is_loaded_again():
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = Sparsifier(model, "st3", 0.5).attach(optimizer)
+    train(model, optimizer, range(3))
+    state = sparsifier.state_dict()
+    model.double()
+    optimizer = sgd(model)
+    sparsifier.detach()
+    sparsifier.load_state_dict(state)
+    sparsifier.attach(optimizer)
+    train(model, optimizer, range(3, 6), torch.float64)
+    assert {w.dtype for w in sparsifier.raw_weights().values()} == {torch.float64}
+    assert abs(sparsifier.zeros().sum().item() - 0.5 * sparsifier.prunable) <= 1
+
+
+def test_two_parameters_in_one_memory_are_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.data = model[0].weight.data
+    with pytest.raises(UserError, match="weights of 0 and 1 are two parameters in one memory"):
+        Sparsifier(model)

@@ -159,6 +159,33 @@ def heard(processes: Processes) -> dict:
     return {"result": result, "refusal": None, "did": did}
 
 
+def gathered(processes: Processes) -> dict:
+    """What comes of work that each process does for itself, on the same machine."""
+
+    def refusal(action) -> str | None:
+        try:
+            processes.together(action)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def refuse(ranks):
+        if processes.rank in ranks:
+            raise UserError(f"no data at {processes.rank}")
+
+    order = torch.zeros(2, dtype=torch.int64)
+
+    def turn() -> int:
+        time.sleep(0.3 * (processes.rank == 0))  # the first is not the faster one
+        order[processes.rank] = time.monotonic_ns()
+        return processes.rank
+
+    result = processes.in_turn(turn)
+    processes.sum_(order)
+    found = {"alone": refusal(lambda: refuse([1])), "all": refusal(lambda: refuse([0, 1])), "none": refusal(dict)}
+    return found | {"result": result, "order": order.tolist()}
+
+
 def work(rank: int, port: int, folder: str) -> None:
     """All of the above, as process `rank` of two."""
     os.environ |= together(port, rank)
@@ -168,6 +195,7 @@ def work(rank: int, port: int, folder: str) -> None:
     join(processes)  # the second job of a sweep
     found = {f"trained {passes}": trained(processes, passes) for passes in (1, 2)}
     found |= {"normalised": normalised(processes), "scored": scored(processes), "heard": heard(processes)}
+    found["gathered"] = gathered(processes)
     torch.save(found, Path(folder, f"{processes.rank}.pt"))
     leave()
 
@@ -232,6 +260,15 @@ def test_scores_are_exact_over_uneven_shares(count, both):
     assert sorted(images for _, images in found) == [count // 2, count - count // 2]
     assert [scores for scores, _ in found] == [expected, expected]
     assert count == 1 or 0 < expected["top1"] < 100
+
+
+def test_what_one_process_refuses_reaches_all_and_names_it(both):
+    for rank, found in enumerate(result["gathered"] for result in both):
+        assert found["alone"] == "process 1: no data at 1"
+        assert found["all"] == "no data at 0"
+        assert found["none"] is None
+        assert found["result"] == rank
+        assert 0 < found["order"][0] < found["order"][1]
 
 
 def test_what_the_main_process_finds_or_refuses_reaches_all(both):

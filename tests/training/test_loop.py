@@ -390,6 +390,18 @@ def assert_same(a, b, path="state"):
         assert a == b, path
 
 
+def test_a_checkpoint_does_not_decide_how_the_optimizer_computes():
+    plan = make_plan(epochs=1)
+    state, other = make_state(plan), make_state(plan)
+    run(state, plan)
+    saved = copy.deepcopy(state.state_dict())
+    for group in saved["optimizer"]["param_groups"]:
+        group.update(fused=True, foreach=True, weight_decay=0.5)
+    other.load_state_dict(saved)
+    for group in other.optimizer.param_groups:
+        assert (group["fused"], group["foreach"], group["weight_decay"]) == (None, None, 0.5)
+
+
 @pytest.mark.parametrize("after", [1, 2, 3])
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_an_interrupted_run_continues_as_if_it_had_not_been(after, ema, tmp_path):
