@@ -1,6 +1,6 @@
 """From a checked `Config` to the plain objects that a run is made of."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from st3.config import Config
 from st3.data import Data, build_data, dataset_facts
 from st3.errors import UserError
 from st3.models import build_model
-from st3.sparsify import METHODS, Constant, Method, PolynomialRamp, Schedule, Sparsifier
+from st3.sparsify import METHODS, AlternatingPhases, Constant, Method, PolynomialRamp, Schedule, Sparsifier
 from st3.training.distributed import SINGLE, Processes
 from st3.training.durations import to_steps
 from st3.training.loop import Step
@@ -82,6 +82,17 @@ def _sparsity(config: Config, total: int, steps) -> Schedule:
     if config.method.name == "dense" or schedule.name == "constant":
         return Constant(config.target_sparsity)
     start, end = steps(schedule.start, "schedule.start"), steps(schedule.end, "schedule.end")
+    if schedule.name == "alternating":
+        period, last_dense = (
+            steps(schedule.period, "schedule.period"),
+            steps(schedule.last_dense, "schedule.last_dense"),
+        )
+        try:
+            return AlternatingPhases(
+                final=config.sparsity, start=start, period=period, last_dense=last_dense, end=min(end, total - 1)
+            )
+        except UserError as error:
+            raise UserError(f"schedule: {error}") from error
     if end < start:
         raise UserError(
             f"schedule.end={schedule.end} (step {end}) comes before schedule.start={schedule.start} (step {start})"
@@ -126,18 +137,24 @@ def make_model(config: Config, facts: Facts) -> nn.Module:
     )
 
 
-def make_method(config: Config) -> Method:
-    """The method with the switches that the configuration sets."""
-    method = METHODS[config.method.name]
-    switches = {name: getattr(config.method, name) for name in ("shrink", "rescale", "gradient")}
-    return replace(method, **{name: value for name, value in switches.items() if value is not None})
+def make_method(config: Config, plan: Plan) -> Method:
+    """The method with the settings that the configuration makes, durations in steps."""
+    method, given = METHODS[config.method.name], {}
+    for field in fields(method):
+        if (value := getattr(config.method, field.name, None)) is not None:
+            given[field.name] = value
+            if field.name in ("every", "until"):
+                given[field.name] = to_steps(
+                    value, f"method.{field.name}", steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs
+                )
+    return replace(method, **given)
 
 
 def make_sparsifier(config: Config, plan: Plan, model: nn.Module, macs: dict[str, int]) -> Sparsifier:
     """Not yet attached. Raises `UserError`, naming the setting, when nothing fits the selection."""
     chosen = {name: getattr(config.method, name) for name in ("include", "exclude", "target")}
     try:
-        return Sparsifier(model, make_method(config), plan.sparsity, **chosen, macs=macs)
+        return Sparsifier(model, make_method(config, plan), plan.sparsity, **chosen, macs=macs)
     except UserError as error:
         raise UserError(f"method.{error}" if str(error).startswith(tuple(chosen)) else str(error)) from error
 

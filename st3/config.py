@@ -72,13 +72,37 @@ class MethodConfig:
     """How raw weights become sparse."""
 
     name: str
-    """A method in `st3.sparsify.METHODS`: st3, st3_sigma, dense."""
+    """A method in `st3.sparsify.METHODS`. Of the settings below each method has its own; null: as it is published."""
     shrink: str | None = None
-    """soft or hard thresholding; null: the method's own."""
+    """st3: soft or hard thresholding."""
     rescale: bool | None = None
-    """Restore each output channel's magnitude; null: the method's own."""
+    """st3: restore each output channel's magnitude."""
     gradient: str | None = None
-    """straight_through, or masked (only kept weights receive gradient); null: the method's own."""
+    """st3: straight_through, or masked (only kept weights receive gradient)."""
+    allocation: str | None = None
+    """gmp: global or uniform; rigl, set: erk or uniform. How the zeros are shared by the layers."""
+    every: str | None = None
+    """gmp, rigl, set, granet: duration between updates of the masks, as in `ScheduleConfig`."""
+    until: str | None = None
+    """rigl, set: when the connections stop moving; granet: when regrowth has reached its final fraction."""
+    drop: float | None = None
+    """rigl, set: fraction of its kept weights that a layer replaces at first."""
+    regrow: float | None = None
+    """granet: the same."""
+    regrow_final: float | None = None
+    """granet: the same at `until`."""
+    exponent: float | None = None
+    """feather: p, between soft (1) and hard thresholding (infinity)."""
+    theta: float | None = None
+    """feather: factor of the gradient of zeroed weights."""
+    threshold_init: float | None = None
+    """str: start value of the learned thresholds, before the sigmoid."""
+    threshold_decay: float | None = None
+    """str: their weight decay."""
+    backward: float | None = None
+    """topkast: fraction of all weights that are zeroed and still get gradient."""
+    decay: float | None = None
+    """topkast: extra decay."""
     include: list[str] = field(default_factory=lambda: ["*"])
     """Patterns of layer names to prune."""
     exclude: list[str] = field(default_factory=list)
@@ -92,13 +116,17 @@ class ScheduleConfig:
     """Sparsity over training. Durations: 5 or 5ep (epochs), 200st (optimizer steps), 50% (of training)."""
 
     name: str
-    """ramp (polynomial) or constant."""
+    """ramp (polynomial), constant, or alternating (AC/DC's phases)."""
     start: str | None = None
-    """Duration of the dense phase."""
+    """Duration of the first dense phase."""
     end: str | None = None
-    """When the ramp reaches the target."""
+    """When the ramp reaches the target, or the last sparse phase begins."""
     power: float | None = None
-    """Power of the ramp; 3 is the cubic one."""
+    """ramp: its power; 3 is the cubic one."""
+    period: str | None = None
+    """alternating: duration of a sparse phase and of a dense one."""
+    last_dense: str | None = None
+    """alternating: when the last dense phase begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +244,14 @@ class Config:
         self._check_data()
         _one_of("method.target", self.method.target, ("weights", "flops"))
         self._check_switches(
-            "schedule", self.schedule, {"ramp": ("start", "end", "power"), "constant": ()}, all_needed=True
+            "schedule",
+            self.schedule,
+            {
+                "ramp": ("start", "end", "power"),
+                "constant": (),
+                "alternating": ("start", "period", "last_dense", "end"),
+            },
+            all_needed=True,
         )
         self._check_switches(
             "optimizer",

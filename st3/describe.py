@@ -1,6 +1,7 @@
 """A run in words: what will be done, and what came out."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from st3.build import Execution, Facts
 from st3.config import Config
 from st3.data import folders_used
 from st3.measure import LayerRow, format_table, totals
-from st3.sparsify import PolynomialRamp
+from st3.sparsify import ST3, AlternatingPhases, PolynomialRamp
 from st3.training.distributed import Processes
 from st3.training.plan import Plan
 from st3.training.precision import Precision
@@ -135,6 +136,9 @@ def _method(config: Config, method: object) -> str:
     if name == "dense":
         note = f" (sparsity={config.sparsity:g} has no effect)" if config.sparsity else ""
         return f"dense: no weight is pruned{note}"
+    if not isinstance(method, ST3):
+        settings = ", ".join(f"{key} {value}" for key, value in asdict(method).items() if value is not None)
+        return f"{name}: {settings}" if settings else name
     scale = ", magnitudes in units of σ per layer" if method.layer_sigma else ""
     return (
         f"{name}: {method.shrink} threshold{', rescaled' if method.rescale else ', not rescaled'}, "
@@ -155,6 +159,11 @@ def _sparsity(config: Config, plan: Plan) -> str:
     what = "pruned layers' MACs" if config.method.target == "flops" else "weights"
     if config.method.name == "dense":
         return "0 throughout"
+    if isinstance(schedule, AlternatingPhases):
+        return (
+            f"0 up to step {schedule.start:,}, {target} of the {what} and 0 in turn for {schedule.period:,} steps "
+            f"each, 0 from step {schedule.last_dense:,}, {target} from step {schedule.end:,} on"
+        )
     if not isinstance(schedule, PolynomialRamp):
         return f"{target} of the {what} from the first step on"
     return (

@@ -217,14 +217,23 @@ def test_cosine_and_one_cycle_span_the_training():
 # Objects --------------------------------------------------------------------------------------------------------------
 
 
+def method_of(**settings):
+    config = make_config(method=MethodConfig(**settings))
+    return make_method(config, make_plan(config, FACTS))
+
+
+def test_durations_of_a_method_become_steps():
+    method = method_of(name="rigl", every="10st", until="50%", drop=0.2)
+    plan = make_plan(make_config(), FACTS)
+    assert (method.every, method.until, method.drop) == (10, plan.total_steps // 2, 0.2)
+
+
 def test_switches_change_the_method_and_null_keeps_it():
-    published = make_method(make_config(method=MethodConfig(name="st3_sigma")))
+    published = method_of(name="st3_sigma")
     assert (published.shrink, published.rescale, published.gradient, published.layer_sigma) == (
         "soft", True, "straight_through", True,
     )  # fmt: skip
-    switched = make_method(
-        make_config(method=MethodConfig(name="st3_sigma", shrink="hard", rescale=False, gradient="masked"))
-    )
+    switched = method_of(name="st3_sigma", shrink="hard", rescale=False, gradient="masked")
     assert (switched.shrink, switched.rescale, switched.gradient, switched.layer_sigma) == (
         "hard", False, "masked", True,
     )  # fmt: skip
@@ -233,7 +242,7 @@ def test_switches_change_the_method_and_null_keeps_it():
 @pytest.mark.parametrize("switch", ["shrink", "gradient"])
 def test_an_unknown_switch_is_refused_by_its_name(switch):
     with pytest.raises(UserError, match=f"method.{switch}=firm"):
-        make_method(make_config(method=MethodConfig(name="st3", **{switch: "firm"})))
+        method_of(name="st3", **{switch: "firm"})
 
 
 def test_the_model_takes_its_sizes_from_the_data():

@@ -61,6 +61,35 @@ class PolynomialRamp:
         return self.final * (1 - (1 - x) ** self.power)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlternatingPhases:
+    """Dense until `start`, then `period` steps at `final` and as many dense in turn, dense from `last_dense` on, and
+    at `final` for good from `end` on: the schedule of AC/DC (Peste et al. 2021, arXiv:2106.12379).
+
+    Raises `UserError` for a sparsity outside [0, 1), a period below one step or bounds that do not follow each other.
+    """
+
+    final: float
+    start: int
+    period: int
+    last_dense: int
+    end: int
+
+    def __post_init__(self):
+        _check_sparsity(self.final)
+        if self.period < 1:
+            raise UserError("the phases must be at least one step long")
+        if not 0 <= self.start <= self.last_dense <= self.end:
+            raise UserError(f"the phases must follow each other, not {self.start}, {self.last_dense}, {self.end}")
+
+    def value(self, step: int) -> float:
+        if step >= self.end:
+            return self.final
+        if not self.start <= step < self.last_dense:
+            return 0.0
+        return 0.0 if (step - self.start) // self.period % 2 else self.final
+
+
 def _check_sparsity(sparsity: float) -> None:
     if not 0 <= sparsity < 1:
         raise UserError(f"sparsity must lie in [0, 1), not {sparsity:g}")

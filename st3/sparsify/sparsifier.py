@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
-from st3.sparsify.methods import METHODS, Method
+from st3.sparsify.method import Method
+from st3.sparsify.methods import METHODS
 from st3.sparsify.schedules import Constant, Schedule
 
 
@@ -43,7 +44,7 @@ class Sparsifier:
         model: any module. The prunable weights are those of every `nn.Conv2d` and `nn.Linear` that require
             gradient; frozen ones are left as they are. A weight shared by several layers counts once.
             Weights must be float32 or float64 and on one device (mixed precision belongs into autocast).
-        method: a name in `METHODS` ("st3", "st3_sigma", "dense") or any object with the `Method` interface.
+        method: a name in `METHODS` ("st3", "gmp", "rigl", …) or any object with the `Method` interface.
         schedule: sparsity as a number (from the first step on) or an object with `value(step) -> float`, where
             step 0 is the projection after the first optimizer step.
         include, exclude: shell-style patterns on layer names ("layer4.*", "fc"); a layer is pruned when it matches
@@ -85,7 +86,10 @@ class Sparsifier:
         if not self._pruned:
             raise UserError("no layer is left to prune: widen include, narrow exclude, or unfreeze weights")
         _check_weights(self._pruned)
+        self._pruner = method.start([w.detach() for w in self._pruned.values()], self.schedule)
         self._costs = _costs(target, macs, self._pruned)
+        if self._costs is not None and not self._pruner.weighs_costs:
+            raise UserError("target=flops is for st3 and st3_sigma: this method counts weights")
 
         # Raw weights and thresholds exist once something is pruned; until then the model's weights are the raw ones.
         self._raw: FlatWeights | None = None
@@ -123,9 +127,18 @@ class Sparsifier:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        if self.method.gradient == "masked":
-            # At the weight itself, so that clipping and accumulation see the masked gradient.
-            self._hooks += [w.register_hook(self._mask_gradient(w)) for w in self._pruned.values()]
+        if self._pruner.routes_gradient:
+            # At the weight itself, so that clipping and accumulation see the gradient as it is used.
+            self._hooks += [w.register_hook(self._route(i, w)) for i, w in enumerate(self._pruned.values())]
+        for group in self._pruner.parameter_groups():
+            if not any(id(group["params"][0]) in map(id, other["params"]) for other in optimizer.param_groups):
+                optimizer.add_param_group(group)
+        if self._pruner.starts_sparse and self._raw is None and not _any(self._pruned).is_meta:
+            with torch.no_grad():
+                self._set_sparsity(self.schedule.value(0))
+                self._raw = FlatWeights.copy_of(list(self._pruned.values()))
+                self._pruner.update(-1, self.sparsity, self._raw, optimizer)
+                self._project()
         return self
 
     def detach(self) -> None:
@@ -166,13 +179,13 @@ class Sparsifier:
             return dict(raw)
         weights = FlatWeights.copy_of([raw[name] for name in self._pruned])
         sparse = [torch.empty_like(w) for w in weights.layers]
-        self.method.project(weights, self._sparsity, sparse, self._costs)
+        self._pruner.project(weights, self._sparsity, sparse, self._costs)
         return dict(zip(self._pruned, sparse, strict=True))
 
     def state_dict(self) -> dict:
         """Tensors and plain numbers that, with the model's own state, restore everything."""
         raw = {} if self._raw is None else {n: w.clone() for n, w in self.raw_weights().items()}
-        return {"step": self.step, "sparsity": self.sparsity, "raw": raw}
+        return {"step": self.step, "sparsity": self.sparsity, "raw": raw, "method": self._pruner.state_dict()}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Restore `state_dict()`; the pruned weights in the model become the projection of the restored raw ones.
@@ -187,6 +200,7 @@ class Sparsifier:
             with torch.no_grad():
                 torch._foreach_copy_(self._homes, [w.data for w in self._pruned.values()])
             self._put_back()
+        self._pruner.load_state_dict(state["method"])
         self.step = state["step"]
         self._set_sparsity(state["sparsity"])
         if not raw:
@@ -202,12 +216,17 @@ class Sparsifier:
     # The step, from its two ends.
 
     @property
-    def phase(self) -> tuple[bool, bool]:
-        """Whether raw weights are kept aside now, and whether the next step will project.
+    def phase(self) -> tuple:
+        """Steps of the same phase issue the same work to the device: one can be captured and replayed for the others.
 
-        Steps of the same phase issue the same work to the device: one can be captured and replayed for the others.
+        Whether raw weights are kept aside before the next step, and after it. See also `changes`.
         """
         return self._raw is not None, self.schedule.value(self.step) > 0
+
+    @property
+    def changes(self) -> bool:
+        """Whether the next step is like no other, because the method decides something on the host."""
+        return self._pruner.changes(self.step, self.schedule.value(self.step))
 
     def advance(self) -> None:
         """Move the schedule on by one step: for who replays a captured step, whose hooks do not run."""
@@ -228,15 +247,21 @@ class Sparsifier:
             raise UserError(
                 "optimizer.step(closure) would evaluate the model with raw weights: call it without closure"
             )
-        if self._raw is None or self._homes is not None:  # a step that raised has left the raw weights in place
+        if self._homes is not None:  # a step that raised has left the raw weights in place
             return
+        if self._raw is not None:
+            self._take_raw()
+        weights = list(self._pruned.values())
+        self._pruner.before_step(self.step, self.schedule.value(self.step), weights, optimizer)
+
+    def _take_raw(self) -> None:
+        """Let the parameters point to the raw values: nothing is copied."""
         for (name, weight), written in zip(self._pruned.items(), self._written, strict=True):
             if (weight._version, weight.data_ptr()) != written:
                 raise UserError(
                     f"the weight of {name} was changed or moved outside the optimizer, which the raw weights do not "
                     "know of: restore with Sparsifier.load_state_dict, or build a new Sparsifier"
                 )
-        # Nothing is copied: for the length of the step the parameters point to the raw values.
         self._homes = [w.data for w in self._pruned.values()]
         for weight, raw in zip(self._pruned.values(), self._raw.layers, strict=True):
             weight.data = raw
@@ -254,10 +279,13 @@ class Sparsifier:
         if self.sparsity > 0:
             if self._raw is None:
                 self._raw = FlatWeights.copy_of(weights)
-            self._project()
         elif self._raw is not None:
             torch._foreach_copy_(weights, self._raw.layers)
             self._raw = self._thresholds = None
+        if not skipped:
+            self._pruner.update(self.step - 1, self.sparsity, self._raw, optimizer)
+        if self._raw is not None:
+            self._project()
 
     def _put_back(self) -> None:
         """Let the parameters point to the model's own memory again."""
@@ -268,15 +296,16 @@ class Sparsifier:
     def _project(self) -> None:
         """Put the projection of the raw weights into the model."""
         weights = [w.detach() for w in self._pruned.values()]
-        thresholds = self.method.project(self._raw, self._sparsity, weights, self._costs)
+        thresholds = self._pruner.project(self._raw, self._sparsity, weights, self._costs)
         if self._thresholds is None:
             self._thresholds = thresholds
         else:
             self._thresholds.copy_(thresholds)  # in place, for who reads them between replays
         self._written = [(w._version, w.data_ptr()) for w in self._pruned.values()]
 
-    def _mask_gradient(self, weight: nn.Parameter):
-        return lambda gradient: gradient if self._raw is None else gradient * (weight != 0)
+    def _route(self, layer: int, weight: nn.Parameter):
+        route = self._pruner.route
+        return lambda gradient: gradient if self._raw is None else route(layer, weight, gradient, self.step)
 
 
 def _any(weights: Mapping[str, Tensor]) -> Tensor:

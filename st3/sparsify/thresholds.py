@@ -21,7 +21,9 @@ def quantile(values: Tensor, q: float | Tensor) -> Tensor:
     """
     last = values.numel() - 1
     if values.is_cuda:
-        rank = torch.as_tensor(q, dtype=torch.float64, device=values.device) * last
+        if not isinstance(q, Tensor):
+            q = torch.full((), q, dtype=torch.float64, device=values.device)  # a copy from the host would wait
+        rank = q * last
         below = rank.floor()
         ordered = values.sort().values
         index = torch.stack([below, below + 1]).long().clamp(max=last)

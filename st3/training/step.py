@@ -60,7 +60,8 @@ class EagerStep:
 class CapturedStep:
     """An `EagerStep` whose work for the device is recorded once and issued as a whole from then on.
 
-    The first steps of each `Sparsifier.phase` run as they are, on the stream that captures. Learning rate and
+    The first steps of each `Sparsifier.phase` run as they are, on the stream that captures, and so do those of
+    `Sparsifier.changes`. Learning rate and
     sparsity are tensors on the device that are filled before each replay. The returned loss is overwritten by the
     next call. Where capturing fails, a warning says so and the steps go on uncaptured; with `required` it is an error.
     """
@@ -89,6 +90,8 @@ class CapturedStep:
         if self._failed:
             return self._eager(batches, lr)
         batches = list(batches)
+        if self._eager.state.sparsifier.changes:
+            return self._step_beside(batches, lr)
         if not self._is_captured():
             phase = self._eager.state.sparsifier.phase
             if phase != self._phase:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from st3 import UserError
-from st3.sparsify import METHODS, ST3
+from st3.sparsify import METHODS, ST3, Constant
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.projections import hard_threshold, rescale_factor, sigma, soft_threshold
 
@@ -40,7 +40,7 @@ def project(method, raw, sparsity, costs=None) -> tuple[list[torch.Tensor], torc
     """Sparse weights and thresholds."""
     sparse = [torch.empty_like(w) for w in raw]
     value = torch.tensor(sparsity, dtype=torch.float64)
-    return sparse, method.project(FlatWeights.copy_of(raw), value, sparse, costs)
+    return sparse, method.start(raw, Constant(sparsity)).project(FlatWeights.copy_of(raw), value, sparse, costs)
 
 
 @pytest.mark.parametrize("name", ["st3", "st3_sigma"])

@@ -10,7 +10,8 @@ from st3.sparsify.thresholds import quantile, weighted_quantile
 @pytest.mark.parametrize("n", [1, 2, 3, 1000, 4097])
 def test_quantile_is_torch_quantile(n, q, dtype):
     values = torch.randn(n, dtype=dtype).abs()
-    torch.testing.assert_close(quantile(values, q), torch.quantile(values, q))
+    # In float32 torch.quantile rounds the rank, too.
+    torch.testing.assert_close(quantile(values, q), torch.quantile(values.double(), q).to(dtype))
 
 
 @pytest.mark.parametrize("q", [0.0, 1e-6, 0.3, 0.9, 0.999999])

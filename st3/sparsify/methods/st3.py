@@ -1,40 +1,21 @@
-"""What a method is, and the methods by name.
+"""ST-3, its σ variant and its ablations (Vanderschueren & De Vleeschouwer 2023, arXiv:2212.01076)."""
 
-A method turns raw weights into the sparse ones that the model holds, and says how the gradient travels back. It sees
-neither model nor optimizer nor step; `Sparsifier` does the rest.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.kernels import kernels_for
+from st3.sparsify.method import Pruner
 from st3.sparsify.projections import hard_threshold, rescale_factor, sigma, soft_threshold
 from st3.sparsify.thresholds import quantile, weighted_quantile
 
 
-class Method(Protocol):
-    """The interface: how raw weights are projected, and whether zeroed weights receive gradient."""
-
-    gradient: Literal["straight_through", "masked"]
-
-    def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor], costs: Tensor | None = None) -> Tensor:
-        """Write the sparse weights to `out` (shaped like `raw.layers`); returns the thresholds, [layers].
-
-        `sparsity` (0-d float64 on the weights' device, 0 < sparsity < 1) is the fraction of all weights together that
-        becomes zero; with `costs` (int64 [layers]: what one weight of each layer costs, for example its MACs) the
-        fraction of the total cost. Must not wait for the device.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
-class ST3:
+class ST3(Pruner):
     """Soft thresholding with straight-through gradients: ST-3 (arXiv:2212.01076), and its ablations.
 
     One global threshold, the scheduled quantile of all magnitudes; weights are shrunk by it and each output channel
@@ -54,6 +35,19 @@ class ST3:
         for name, allowed in (("shrink", ("soft", "hard")), ("gradient", ("straight_through", "masked"))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"method.{name}={getattr(self, name)} is not known: choose {' or '.join(allowed)}")
+
+    weighs_costs = True
+
+    def start(self, weights, schedule) -> "ST3":
+        """Itself: nothing is kept between steps."""
+        return self
+
+    @property
+    def routes_gradient(self) -> bool:
+        return self.gradient == "masked"
+
+    def route(self, layer, weight, gradient, step):
+        return gradient * (weight != 0)
 
     def project(self, raw, sparsity, out, costs=None):
         if costs is None and (kernels := kernels_for(raw, out, self._scales(raw))):
@@ -86,17 +80,3 @@ class ST3:
             factor = rescale_factor(weight, scaled.abs() > threshold) if self.rescale else 1
             torch.mul(shrunk, factor, out=target)
         return torch.stack([threshold * scale for scale in scales])
-
-
-@dataclass(frozen=True)
-class Dense:
-    """No pruning: the baseline, trained by exactly the same loop."""
-
-    gradient: ClassVar = "straight_through"
-
-    def project(self, raw, sparsity, out, costs=None):
-        torch._foreach_copy_(list(out), raw.layers)
-        return raw.flat.new_zeros(len(raw.layers))
-
-
-METHODS = {"st3": ST3(), "st3_sigma": ST3(layer_sigma=True), "dense": Dense()}

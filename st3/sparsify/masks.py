@@ -1,0 +1,87 @@
+"""What the methods share that keep a mask between steps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from st3.sparsify.flat_weights import FlatWeights
+from st3.sparsify.method import Pruner
+
+
+class MaskPruner(Pruner):
+    """The sparse weights are `w·m`, and the gradient is masked, too. Methods decide when and how m changes.
+
+    With `for_good` a masked weight is 0 also among the raw ones, and starts from there if it comes back.
+    """
+
+    routes_gradient = True
+
+    def __init__(self, weights: Sequence[Tensor], *, for_good: bool):
+        self.masks = [torch.ones_like(w, dtype=torch.bool) for w in weights]
+        """bool, laid out as the weights."""
+        self._for_good = for_good
+
+    def set_masks(self, masks: Sequence[Tensor]) -> None:
+        """In place: a captured step knows where they are."""
+        for mine, new in zip(self.masks, masks, strict=True):
+            mine.copy_(new)
+
+    def needs_dense_gradient(self, step: int) -> bool:
+        """Whether the masks change by the gradient of this step, which therefore must not be masked before."""
+        return False
+
+    def route(self, layer, weight, gradient, step):
+        return gradient if self.needs_dense_gradient(step) else gradient * self.masks[layer]
+
+    def update(self, step, sparsity, raw, optimizer):
+        if raw is not None and self._for_good:
+            torch._foreach_mul_(raw.layers, self.masks)
+
+    def project(self, raw, sparsity, out, costs=None):
+        torch._foreach_copy_(list(out), torch._foreach_mul(raw.layers, self.masks))
+        return raw.flat.new_zeros(len(raw.layers))
+
+    def state_dict(self):
+        return {"masks": [mask.clone() for mask in self.masks]}
+
+    def load_state_dict(self, state):
+        self.set_masks(state["masks"])
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Mask (bool, shape of `scores`) of the `count` largest, exactly so many also where scores tie."""
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[scores.flatten().topk(count, sorted=False).indices] = True
+    return mask.view(scores.shape)
+
+
+def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Replace the `count` kept weights of smallest `magnitude` by the zeroed ones of largest `growth`.
+
+    All of one shape. At most as many are replaced as are kept and as are zeroed. Returns the new mask and, of it, what
+    was grown. A weight that is dropped is not grown in the same moment.
+    """
+    kept = int(mask.sum())
+    count = min(count, kept, mask.numel() - kept)
+    survivors = largest(magnitude.masked_fill(~mask, -1), kept - count)
+    grown = largest(growth.masked_fill(mask, -1), count)
+    return survivors | grown, grown
+
+
+def clear_state(optimizer: Optimizer, weight: Tensor, where: Tensor | None = None) -> None:
+    """Set the optimizer's memory of `weight` (momentum, second moments) to 0, everywhere or at the mask `where`."""
+    for value in optimizer.state.get(weight, {}).values():
+        if torch.is_tensor(value) and value.shape == weight.shape:
+            if where is None:
+                value.zero_()
+            else:
+                value.masked_fill_(where, 0)
+
+
+def flat_magnitudes(raw: FlatWeights | Sequence[Tensor]) -> Tensor:
+    """|w| of all layers, [N]."""
+    if isinstance(raw, FlatWeights):
+        return raw.flat.abs()
+    return torch.cat([w.detach().abs().flatten() for w in raw])
