@@ -23,6 +23,8 @@ class Pruner:
     """Whether the model is sparse before its first step."""
     routes_gradient = False
     """Whether `route` does anything."""
+    sparsity_is_outcome = False
+    """Whether the method goes its own way, and the scheduled sparsity is only what it is compared with."""
     weighs_costs = False
     """Whether `project` can count what weights cost instead of the weights."""
 

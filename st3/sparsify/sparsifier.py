@@ -182,6 +182,12 @@ class Sparsifier:
         self._pruner.project(weights, self._sparsity, sparse, self._costs)
         return dict(zip(self._pruned, sparse, strict=True))
 
+    def reaches(self, target: float) -> bool:
+        """Whether the schedule has come to the sparsity `target`; where it does not rule, to within 0.5 points of it."""
+        if self._pruner.sparsity_is_outcome:
+            return self.zeros().sum().item() >= (target - 0.005) * self.prunable
+        return self.sparsity >= target
+
     def state_dict(self) -> dict:
         """Tensors and plain numbers that, with the model's own state, restore everything."""
         raw = {} if self._raw is None else {n: w.clone() for n, w in self.raw_weights().items()}

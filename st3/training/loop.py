@@ -158,7 +158,7 @@ def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
 
 def _update_best(state: TrainingState, plan: Plan) -> bool:
     """Whether the latest scores are the best at full sparsity, by validation where there is a split for it."""
-    if state.sparsifier.sparsity < plan.target_sparsity:
+    if not state.sparsifier.reaches(plan.target_sparsity):
         return False
     split = "val" if "val_top1" in state.scores else "test"
     if state.best and state.scores[f"{split}_top1"] <= state.best[f"{split}_top1"]:

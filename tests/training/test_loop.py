@@ -12,6 +12,7 @@ from st3 import Sparsifier
 from st3.data import Data
 from st3.errors import UserError
 from st3.sparsify import Constant, PolynomialRamp
+from st3.sparsify.methods import STR
 from st3.training.ema import RawAverage
 from st3.training.loop import evaluate, fit, train_epoch
 from st3.training.lr_schedules import ConstantLR, CosineLR
@@ -388,6 +389,17 @@ def assert_same(a, b, path="state"):
             assert_same(*pair, f"{path}[{i}]")
     else:
         assert a == b, path
+
+
+def test_the_best_network_of_a_method_that_goes_its_own_way_is_as_sparse_as_asked():
+    plan = make_plan(epochs=2, sparsity=Constant(0.5), target_sparsity=0.5)
+    for start, sparse in ((-20.0, False), (2.0, True)):  # thresholds of 2e-9 and 0.88
+        model = network()
+        optimizer = build_optimizer(model, "sgd", lr=1e-3, weight_decay=0.0)
+        sparsifier = Sparsifier(model, STR(threshold_init=start), plan.sparsity).attach(optimizer)
+        state = TrainingState(model, optimizer, sparsifier, FP32.scaler())
+        run(state, plan)
+        assert bool(state.best) == sparse
 
 
 def test_a_checkpoint_does_not_decide_how_the_optimizer_computes():

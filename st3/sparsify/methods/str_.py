@@ -34,6 +34,7 @@ class STR:
 
 class STRPruner(Pruner):
     routes_gradient = True
+    sparsity_is_outcome = True
 
     def __init__(self, method: STR, weights):
         self._decay = method.threshold_decay
