@@ -32,7 +32,7 @@ def main() -> None:
     started = datetime.now()
     composing, exit_code = True, 0
 
-    @hydra.main(config_path=_config_path(), config_name="config", version_base="1.3")
+    @hydra.main(config_path=config_path(), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
         nonlocal composing, exit_code
         from st3.config import load_config
@@ -62,12 +62,12 @@ def main() -> None:
             os.environ["ST3_SCRATCH"] = scratch  # where Hydra may write before anything is checked
             job()
     except (HydraException, OmegaConfBaseException) as error:
-        _complain(_in_one_line(error))
+        _complain(in_one_line(error))
         _exit(2)
     except ValueError as error:
         if not composing:
             raise
-        _complain(f"{_in_one_line(error)} (in {' '.join(sys.argv[1:])})")  # model=null and the like
+        _complain(f"{in_one_line(error)} (in {' '.join(sys.argv[1:])})")  # model=null and the like
         _exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -79,7 +79,7 @@ def main() -> None:
         leave()
 
 
-def _config_path() -> str:
+def config_path() -> str:
     """The checkout's configs/ beside pyproject.toml, else the copy inside the installed package."""
     package = Path(__file__).resolve().parent
     checkout = package.parent
@@ -111,7 +111,7 @@ def _complain(message: object) -> None:
         print(f"st3-train: error: {message}", file=sys.stderr, flush=True)
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """What Hydra's message means in terms of what was typed."""
     from st3.config import unknown_choice, unknown_setting
 

@@ -81,7 +81,7 @@ def files_below(folder: Path) -> set[str]:
         ("model=densenet121", "write model.name=densenet121"),
         ("model.dropout=0.5", "model.dropout has no effect on resnet20"),
         ("model.name=inception_v3", "choose another model.name"),
-        ("method=st4", "did you mean st3?"),
+        ("method=st4", "did you mean str, st3, set?"),
         ("method=dense method.shrink=hard", "has no effect with method.name=dense"),
         ("optimizer.nesterov=true optimizer.momentum=0 dry_run=true", "optimizer: Nesterov"),
         ("method.include=[foo*]", "method.include: no Conv2d or Linear layer is named like 'foo*'"),
@@ -145,7 +145,7 @@ def test_help_and_completion_answer_without_pytorch():
     environment = os.environ | {"COMP_LINE": "st3-train schedule=", "COMP_POINT": "19"}
     query = [*command, "-sc", "query=bash"]
     completion = subprocess.run(query, capture_output=True, text=True, check=True, env=environment).stdout
-    assert completion.split() == ["schedule=constant", "schedule=cubic", "schedule=linear"]
+    assert completion.split() == [f"schedule={name}" for name in ("acdc", "constant", "cubic", "cubic_cifar", "linear")]
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, distinguishable with colour blindness.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+from st3.report.style import BLUE, GREEN, GREY, ORANGE
 
 
 def draw_run(run_dir: Path) -> Path:

@@ -1,0 +1,52 @@
+"""One look for all pictures."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, distinguishable with colour blindness. Their yellow is left out: too pale for lines on white.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+AMBER, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
+
+# Every method has its own marker: the colours are fewer, and need not be seen.
+_KNOWN = {
+    "Dense": (GREY, "o"),
+    "ST-3": (BLUE, "o"),
+    "ST-3σ": (ORANGE, "s"),
+    "Hard straight-through": (GREEN, "^"),
+    "Feather": (AMBER, "D"),
+    "GMP": (PURPLE, "v"),
+    "GMP extended": (PURPLE, "<"),
+    "STR": (SKY, "P"),
+    "ProbMask": (BLACK, "X"),
+    "RigL": (GREEN, "*"),
+    "SET": (SKY, "8"),
+    "GraNet": (AMBER, ">"),
+    "AC/DC": (BLACK, "h"),
+    "Top-KAST": (PURPLE, "d"),
+    "OptG": (SKY, "p"),
+}
+_OTHERS = list(
+    zip([GREEN, AMBER, PURPLE, SKY, BLACK] * 3, ["^", "D", "v", "P", "X", "*", ">", "h", "d", "p", "<"], strict=False)
+)
+
+
+def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each label: fixed for the methods known by name, for others by their order."""
+    others, chosen = 0, {}
+    for label in labels:
+        if label in _KNOWN:
+            chosen[label] = _KNOWN[label]
+        else:
+            chosen[label] = _OTHERS[others % len(_OTHERS)]
+            others += 1
+    return chosen
+
+
+def save_png_and_svg(figure: Figure, folder: Path, name: str) -> None:
+    """`folder`/NAME.png and NAME.svg; the same figure gives the same files."""
+    figure.savefig(folder / f"{name}.png", dpi=130)
+    with rc_context({"svg.hashsalt": name}):  # letters are drawn as paths: they look alike without the fonts
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

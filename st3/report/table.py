@@ -1,0 +1,151 @@
+"""A table of results as st3/report/tables/*.yaml defines it: which runs it is made of, and what was published for them.
+
+title: …
+notes: [one sentence or more on what is trained, counted and pruned, …]
+overrides: [what every run says to st3-train, …]
+sparsities: [0.8, 0.9]          for the series without points of their own
+series:
+  - label: ST-3                 the name of its rows, and of its line in the plots
+    method: st3                 method=st3; without `run: false` every series names one
+    overrides: [what this series says besides]
+    source: arXiv:2212.01076    where its published figures are from
+    note: what a reader must know about this series
+    run: false                  nothing here trains it: only its published figures are shown
+    points:                     its rows: sparsity, and what was published at it, if anything
+      0.8: {top1: 76.95, macs_millions: 1215}
+      0.9: {}
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from st3.errors import UserError
+
+TABLES = Path(__file__).parent / "tables"
+"""The tables that come with st3."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper says of a row."""
+
+    top1: float
+    """Percent."""
+    macs_millions: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: a method at a sparsity."""
+
+    label: str
+    method: str | None
+    """Name in `st3.sparsify.METHODS`; None where nothing here trains it."""
+    sparsity: float
+    overrides: tuple[str, ...]
+    """What st3-train is told; seed and run directory come on top."""
+    published: Published | None
+
+    @property
+    def slug(self) -> str:
+        """Its name in file names."""
+        plain = unicodedata.normalize("NFKD", self.label.replace("σ", "-sigma")).lower()
+        return f"{re.sub(r'[^a-z0-9]+', '-', plain).strip('-')}-{100 * self.sparsity:g}"
+
+    @property
+    def name(self) -> str:
+        """Its name in text."""
+        return f"{self.label}, {100 * self.sparsity:g} %" if self.sparsity else self.label
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method over the sparsities: the rows that a line connects in the plots."""
+
+    label: str
+    note: str | None
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All of it."""
+
+    name: str
+    title: str
+    notes: tuple[str, ...]
+    series: tuple[Series, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for series in self.series for row in series.rows]
+
+
+def load_table(path: Path) -> Table:
+    """Read a definition. Raises `UserError`, naming file and entry, for what is not one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    what = str(path)
+    _keys(what, content, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities"})
+    series = tuple(
+        _series(f"{what}, series {number}", entry, content["overrides"], content.get("sparsities"))
+        for number, entry in enumerate(_list(f"{what}: series", content["series"]), start=1)
+    )
+    table = Table(path.stem, content["title"], tuple(_list(f"{what}: notes", content.get("notes", []))), series)
+    slugs = [row.slug for row in table.rows]
+    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+        raise UserError(f"{what}: two rows would share the name {twice[0]}: change a label")
+    return table
+
+
+def _series(what: str, entry: object, common: list[str], sparsities: list[float] | None) -> Series:
+    _keys(what, entry, needed={"label"}, allowed={"method", "overrides", "source", "note", "run", "points"})
+    what = f"{what} ({entry['label']})"
+    if entry.get("run", True) != ("method" in entry):
+        raise UserError(f"{what}: give a method, or run: false where nothing here trains it")
+    points = entry.get("points") or {sparsity: {} for sparsity in sparsities or []}
+    if not points:
+        raise UserError(f"{what} has no rows: give points, or sparsities for the whole table")
+    rows = [_row(what, entry, common, sparsity, point) for sparsity, point in points.items()]
+    return Series(entry["label"], entry.get("note"), tuple(sorted(rows, key=lambda row: row.sparsity)))
+
+
+def _row(what: str, entry: dict, common: list[str], sparsity: object, point: object) -> Row:
+    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        raise UserError(f"{what}: the sparsity {sparsity} of a point lies outside [0, 1)")
+    what = f"{what}, {sparsity:g}"
+    _keys(what, point, needed=set(), allowed={"top1", "macs_millions", "overrides", "run"})
+    published = None
+    if "top1" in point:
+        if "source" not in entry:
+            raise UserError(f"{what}: published figures need a source")
+        published = Published(point["top1"], point.get("macs_millions"), entry["source"])
+    elif "macs_millions" in point:
+        raise UserError(f"{what}: macs_millions without top1")
+    if "method" not in entry or not point.get("run", True):
+        return Row(entry["label"], None, float(sparsity), (), published)
+    own = [each for given in (entry, point) for each in _list(f"{what}: overrides", given.get("overrides", []))]
+    overrides = (*common, f"method={entry['method']}", *own, f"sparsity={sparsity:g}")
+    return Row(entry["label"], entry["method"], float(sparsity), overrides, published)
+
+
+def _keys(what: str, given: object, *, needed: set[str], allowed: set[str]) -> None:
+    if not isinstance(given, dict):
+        raise UserError(f"{what} is not a list of settings")
+    if missing := sorted(needed - given.keys()):
+        raise UserError(f"{what} lacks {missing[0]}")
+    if unknown := sorted(given.keys() - needed - allowed, key=str):
+        raise UserError(f"{what}: {unknown[0]} is not known, write {', '.join(sorted(needed | allowed))}")
+
+
+def _list(what: str, given: object) -> list:
+    if not isinstance(given, list):
+        raise UserError(f"{what} must be a list")
+    return given

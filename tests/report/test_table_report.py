@@ -1,0 +1,351 @@
+"""From run directories to numbers, tables, plots and the page."""
+
+import csv
+import json
+import math
+import re
+
+import pytest
+import yaml
+from PIL import Image
+
+from st3.report.formats import to_csv, to_latex, to_markdown
+from st3.report.page import to_html
+from st3.report.plots import accuracy_over_macs, accuracy_over_sparsity, layer_sparsity, nines, training_curves
+from st3.report.results import read_results, statistic
+from st3.report.style import styles
+from st3.report.table import Published, Row, Series, Table
+from st3.report.table_report import write_report
+
+PLOTS = ("accuracy_over_sparsity", "accuracy_over_macs", "layer_sparsity", "training_curves")
+
+
+def series(label, *points, method="st3", note=None):
+    rows = tuple(
+        Row(
+            label,
+            method,
+            sparsity,
+            ("epochs=4", f"method={method}"),
+            published and Published(*published, "a_paper & co"),
+        )
+        for sparsity, published in points
+    )
+    return Series(label, note, rows)
+
+
+def make_table(*all_series):
+    return Table("mine", "50 % of A_B & C", ("A note.",), all_series)
+
+
+@pytest.fixture
+def table():
+    return make_table(
+        series("Dense", (0.0, (77.1, 40)), method="dense"),
+        series("ST-3", (0.8, (76.0, 10)), (0.9, (75.0, 5.5)), note="Its own note."),
+        series("ST-3σ", (0.9, None)),
+        series("GMP", (0.8, (70.0, None)), method=None),
+        series("RigL", (0.95, None)),
+    )
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def make_run(folder, row, seed, *, top1=70.0, off=0.0, finished=True, typed=None, **changes):
+    """A run directory of ten weights in each of two layers; `off` is how far the sparsity is from its target."""
+    path = folder / f"{row.slug}-s{seed}"
+    path.mkdir(parents=True)
+    sparsity = row.sparsity + off
+    write_csv(
+        path / "layers.csv",
+        [
+            {
+                "name": name,
+                "pruned": pruned,
+                "sparsity": sparsity,
+                "macs_dense": 100,
+                "macs": round(100 * (1 - sparsity)),
+            }
+            for name, pruned in (("conv1", "False"), ("conv2", "True"))
+        ],
+    )
+    write_csv(
+        path / "metrics.csv",
+        [
+            {"step": 2 * e, "sparsity": row.sparsity * e / 4, "test_top1": top1 * e / 4 if e > 1 else ""}
+            for e in range(1, 5)
+        ],
+    )
+    summary = {"top1": top1, "sparsity": sparsity, "target": "weights", "macs": 5_500_000, "macs_dense": 40_000_000,
+               "epochs": 4, "steps": 8, "seconds": 36.0, "model": "resnet20", "dataset": "fake",
+               "finished": finished}  # fmt: skip
+    (path / "summary.json").write_text(json.dumps(summary | changes))
+    (path / "config.yaml").write_text("epochs: 4\n")
+    (path / "overrides.yaml").write_text(yaml.safe_dump([*(typed or row.overrides), f"seed={seed}", f"run_dir={path}"]))
+    environment = {
+        "st3": "0.1.0",
+        "torch": "2",
+        "device": "x86_64",
+        "git": {"commit": "0123456789abcdef", "changed_files": 2},
+    }
+    (path / "environment.yaml").write_text(yaml.safe_dump(environment))
+    return path
+
+
+@pytest.fixture
+def runs(table, tmp_path):
+    """Three seeds of ST-3 at 90 %, one of ST-3σ and of the dense network."""
+    dense, _, st3, sigma, *_ = table.rows
+    for seed, top1 in ((0, 74.0), (2, 75.0), (10, 77.0)):
+        make_run(tmp_path, st3, seed, top1=top1)
+    make_run(tmp_path, sigma, 0, top1=73.25)
+    make_run(tmp_path, dense, 0, top1=78.0)
+    return tmp_path
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_sample_standard_deviation():
+    assert statistic([]) is None
+    one = statistic([3.0])
+    assert (one.mean, one.std, one.n) == (3.0, None, 1)
+    three = statistic([1.0, 2.0, 4.0])
+    assert three.mean == pytest.approx(7 / 3)
+    assert three.std == pytest.approx(math.sqrt(7 / 3))  # (16 + 1 + 25) / 9 over n − 1 = 2
+    assert three.n == 3
+
+
+def test_seeds_are_found_and_compared_with_what_was_published(table, runs):
+    results = read_results(table, runs)
+    by_name = {result.row.name: result for result in results.rows}
+    st3 = by_name["ST-3, 90 %"]
+    assert [run.seed for run in st3.runs] == [0, 2, 10]
+    assert st3.top1.mean == pytest.approx(226 / 3)
+    assert st3.difference == pytest.approx(226 / 3 - 75)
+    assert st3.macs_millions.mean == 5.5
+    assert by_name["ST-3σ, 90 %"].difference is None
+    assert by_name["ST-3, 80 %"].runs == ()
+    assert [row.label for row in results.empty] == ["RigL"]  # neither measured nor published
+
+
+@pytest.mark.parametrize(
+    ("off", "marked"), [(0, False), (0.005, False), (-0.005, False), (0.0051, True), (-0.0051, True)]
+)
+def test_the_dagger_marks_what_misses_its_target_by_more_than_half_a_point(off, marked, table, tmp_path):
+    make_run(tmp_path, table.rows[2], 0)
+    make_run(tmp_path, table.rows[2], 1, off=off)
+    results = read_results(table, tmp_path)
+    assert results.any_missed == marked
+    for text in (to_markdown(results, tmp_path), to_html(results, tmp_path, {})):
+        assert ("†" in text) == marked
+        assert ("misses the target by more than 0.5 points" in text) == marked
+    assert (r"$\dagger$" in to_latex(results)) == marked
+
+
+def test_a_run_that_aims_at_macs_is_held_to_its_macs(table, tmp_path):
+    make_run(tmp_path, table.rows[2], 0, sparsity=0.7, target="flops")  # 90 % of the pruned layer's MACs are gone
+    make_run(tmp_path, table.rows[1], 0, sparsity=0.8, target="flops", off=0.1)
+    assert [result.missed for result in read_results(table, tmp_path).rows if result.runs] == [True, False]
+
+
+def test_what_departs_from_the_table_is_said(table, runs):
+    st3, sigma = table.rows[2], table.rows[3]
+    make_run(runs, st3, 11, typed=["epochs=4", "method=st3", "precision=bf16"])
+    make_run(runs, st3, 12, typed=["method=st3"], epochs=3)
+    make_run(runs, sigma, 1, finished=False)
+    results = read_results(table, runs)
+    assert len(results.runs) == 7
+    text = to_markdown(results, runs)
+    assert "2 of 7 runs depart from the table's own settings: precision=bf16, not epochs=4." in text
+    assert "The runs differ in their epochs: 3, 4." in text
+    assert "Not finished, and not counted: st-3-sigma-90-s1." in text
+    assert "Neither measured nor published yet: RigL at 95 %." in text
+    assert "commit 0123456789 with changes" in text
+    assert "Layers pruned in the measured runs of ST-3, ST-3σ: 1 of 2, not conv1." in text
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def test_markdown_says_it_all(table, runs):
+    lines = to_markdown(read_results(table, runs), runs / "report").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert len({len(row) for row in rows}) == 1
+    found = [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+    assert found[2] == {
+        "method": "ST-3",
+        "sparsity (%)": "90",
+        "top-1 published": "75.00",
+        "top-1 measured": "75.33 ± 1.53",
+        "n": "3",
+        "difference": "+0.33",
+        "sparsity measured (%)": "90.00",
+        "M MACs published": "5.5",
+        "M MACs measured": "5.50",
+        "runs": "[s0](../st-3-90-s0), [s2](../st-3-90-s2), [s10](../st-3-90-s10)",
+    }
+    assert found[3]["top-1 measured"] == "73.25"  # one seed has no spread
+    assert found[4]["top-1 measured"] == found[4]["runs"] == "–"
+    assert "- ST-3: Its own note." in lines
+    assert "- Sources of the published figures: Dense, ST-3, GMP: a_paper & co." in lines
+
+
+def test_csv_is_unrounded_and_complete(table, runs):
+    rows = list(csv.DictReader(to_csv(read_results(table, runs), runs / "report").splitlines()))
+    assert [row["method"] for row in rows] == ["Dense", "ST-3", "ST-3", "ST-3σ", "GMP"]
+    assert float(rows[2]["top1_mean"]) == pytest.approx(226 / 3, abs=1e-12)
+    assert float(rows[2]["top1_std"]) == pytest.approx(math.sqrt(7 / 3))  # of −4/3, −1/3, 5/3
+    assert (rows[2]["n"], rows[2]["seeds"], rows[2]["missed"]) == ("3", "0 2 10", "False")
+    assert rows[2]["run_dirs"].split() == ["../st-3-90-s0", "../st-3-90-s2", "../st-3-90-s10"]
+    assert (rows[4]["n"], rows[4]["top1_mean"], rows[4]["top1_published"]) == ("0", "", "70.0")
+
+
+def test_latex_is_balanced(table, runs):
+    text = to_latex(read_results(table, runs))
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert stack == []
+    assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 1
+    bare = re.sub(r"\\[{}%&$#_]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    assert [line for line in bare.splitlines() if "%" in line] == ["% needs \\usepackage{booktabs}"]
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    rows = [line for line in bare.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 1 + 5
+    assert {line.count("&") + 1 for line in rows} == {columns}
+    assert "_" not in bare
+    assert text.isascii()
+
+
+def test_columns_without_content_are_left_out(tmp_path):
+    table = make_table(series("ST-3", (0.9, None)))
+    make_run(tmp_path, table.rows[0], 0)
+    text = to_markdown(read_results(table, tmp_path), tmp_path)
+    assert "top-1 measured" in text
+    assert "| top-1 published" not in text
+    assert "| difference" not in text
+    assert "Sources" not in text
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_else(table, runs):
+    page, _ = write_report(table, runs)
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"https?:|//\w|<script|<link|@import|url\(", re.sub(r"base64,[\w+/=]+", "", text))
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in re.findall(r'src="([^"]*)"', text))
+    assert text.count("<img alt=") == text.count("src=") == len(PLOTS)
+    links = re.findall(r'href="([^"]*)"', text)
+    assert len(links) == 5
+    assert all((page.parent / link).is_dir() for link in links)
+    assert '<meta name="viewport"' in text
+    assert "@media print" in text
+    assert "50 % of A_B &amp; C" in text
+
+
+def test_the_same_runs_give_the_same_files(table, runs):
+    report = runs / "report"
+    write_report(table, runs)
+    before = {path.name: path.read_bytes() for path in report.iterdir()}
+    assert set(before) == {f"{name}.{kind}" for name in PLOTS for kind in ("png", "svg")} | {
+        "index.html", "table.csv", "table.md", "table.tex"
+    }  # fmt: skip
+    write_report(table, runs)
+    assert before == {path.name: path.read_bytes() for path in report.iterdir()}
+    for name in PLOTS:  # large enough to read
+        width, height = Image.open(report / f"{name}.png").size
+        assert width >= 650
+        assert height >= 200
+
+
+def test_without_any_run_there_is_a_report_too(table, tmp_path):
+    page, results = write_report(table, tmp_path)
+    assert results.runs == []
+    assert page.read_text(encoding="utf-8").count("<img alt=") == 2  # what was published
+    nothing = make_table(series("ST-3", (0.9, None)))
+    page, _ = write_report(nothing, tmp_path)
+    assert "Neither measured nor published yet: ST-3 at 90 %." in page.read_text(encoding="utf-8")
+    assert not list(page.parent.glob("*.png"))  # those of the report before are gone
+
+
+# Plots ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sparsity", "expected"), [(0, 0), (0.9, 1), (0.99, 2), (0.8, -math.log10(0.2)), (1, 4)])
+def test_sparsities_are_drawn_by_their_nines(sparsity, expected):
+    assert nines(sparsity) == pytest.approx(expected)
+
+
+def points(axes):
+    """(colour, marker, filled, x, y) of each line with markers."""
+    return [
+        (line.get_color(), line.get_marker(), line.get_markerfacecolor() != "white", *map(list, line.get_data()))
+        for line in axes.get_lines()
+        if line.get_marker() not in ("None", "_", "|")
+    ]
+
+
+def test_measured_is_filled_published_hollow_in_the_colour_of_the_method(table, runs):
+    results = read_results(table, runs)
+    look = styles(each.label for each in table.series)
+    [axes] = accuracy_over_sparsity(results).axes
+    drawn = points(axes)
+    assert (*look["ST-3"], False, pytest.approx([-math.log10(0.2), 1]), [76, 75]) in drawn
+    assert (*look["ST-3"], True, pytest.approx([1]), pytest.approx([226 / 3])) in drawn
+    assert (*look["ST-3σ"], True, pytest.approx([1]), [73.25]) in drawn
+    assert (*look["GMP"], False, pytest.approx([-math.log10(0.2)]), [70]) in drawn
+    assert len(drawn) == 4
+    level = [line.get_ydata()[0] for line in axes.get_lines() if line.get_color() == look["Dense"][0]]
+    assert level == [77.1, 78.0]  # the dense network, published and measured
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["80", "90"]
+    assert len(axes.containers) == 2  # measured series, with error bars where there are several seeds
+
+    [axes] = accuracy_over_macs(results).axes
+    drawn = points(axes)
+    assert axes.get_xscale() == "log"
+    assert (*look["ST-3"], False, [10, 5.5], [76, 75]) in drawn
+    assert (*look["Dense"], False, [40], [77.1]) in drawn
+    assert not [each for each in drawn if each[:2] == look["GMP"]]  # no MACs were published
+
+
+def test_one_sparsity_is_drawn_row_by_row(tmp_path):
+    table = make_table(
+        series("Dense", (0.0, None), method="dense"), series("ST-3", (0.9, (75, 1))), series("B", (0.9, None))
+    )
+    make_run(tmp_path, table.rows[1], 0)
+    make_run(tmp_path, table.rows[2], 0)
+    [axes] = accuracy_over_sparsity(read_results(table, tmp_path)).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ST-3", "B"]
+    assert "at 90 % sparsity" in axes.get_xlabel()
+
+
+def test_the_map_has_a_cell_for_each_measured_row_and_layer(table, runs):
+    axes = layer_sparsity(read_results(table, runs)).axes[0]
+    cells = axes.images[0].get_array()
+    assert cells.shape == (2, 2)
+    assert cells.mask[:, 0].all()  # conv1 is not pruned
+    assert cells[:, 1].tolist() == pytest.approx([0.9, 0.9])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["conv1", "conv2"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ST-3, 90 %", "ST-3σ, 90 %"]
+
+
+def test_a_panel_of_curves_for_each_measured_series(table, runs):
+    figure = training_curves(read_results(table, runs))
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["Dense", "ST-3", "ST-3σ"]
+    curves = panels[1].get_lines()
+    assert len(curves) == 3  # each seed
+    assert curves[0].get_xdata().tolist() == [2, 3, 4]  # epochs with an evaluation
+    assert curves[0].get_ydata().tolist() == [37, 55.5, 74]
