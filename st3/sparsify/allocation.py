@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 
 def uniform(shapes: Sequence[tuple[int, ...]], density: float) -> list[int]:
-    """Every layer keeps the fraction `density` of its weights. Weights kept by each layer; their sum is exact."""
-    return _whole([density * math.prod(shape) for shape in shapes], shapes)
+    """Every layer keeps the fraction `density`. Weights kept by each layer; their sum is `round(density·N)`."""
+    sizes = [math.prod(shape) for shape in shapes]
+    return _whole([density * size for size in sizes], sizes, round(density * sum(sizes)))
 
 
 def erdos_renyi_kernel(shapes: Sequence[tuple[int, ...]], density: float) -> list[int]:
@@ -26,14 +27,14 @@ def erdos_renyi_kernel(shapes: Sequence[tuple[int, ...]], density: float) -> lis
         if not full:
             break
         dense |= full
-    return _whole([sizes[i] if i in dense else epsilon * shares[i] for i in range(len(shapes))], shapes)
+    wanted = [sizes[i] if i in dense else epsilon * shares[i] for i in range(len(shapes))]
+    return _whole(wanted, sizes, round(density * sum(sizes)))
 
 
-def _whole(wanted: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Whole numbers next to `wanted` that add up to its rounded sum, those with the largest remainders rounded up."""
-    kept = [min(math.floor(each), math.prod(shape)) for each, shape in zip(wanted, shapes, strict=True)]
-    missing = round(sum(wanted)) - sum(kept)
+def _whole(wanted: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
+    """Whole numbers next to `wanted` that add up to `total`, those with the largest remainders rounded up."""
+    kept = [min(math.floor(each), size) for each, size in zip(wanted, sizes, strict=True)]
     by_remainder = sorted(range(len(kept)), key=lambda i: kept[i] - wanted[i])
-    for i in by_remainder[:missing]:
+    for i in by_remainder[: total - sum(kept)]:
         kept[i] += 1
     return kept

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.method import Pruner
+from st3.sparsify.thresholds import quantile
 
 
 class MaskPruner(Pruner):
@@ -55,6 +56,13 @@ def largest(scores: Tensor, count: int) -> Tensor:
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[scores.flatten().topk(count, sorted=False).indices] = True
     return mask.view(scores.shape)
+
+
+def above_quantile(raw: FlatWeights, sparsity: float) -> list[Tensor]:
+    """Masks (bool, laid out as `raw.layers`) of the weights above the `sparsity` quantile of all magnitudes."""
+    magnitudes = raw.flat.abs()
+    kept = raw.parts(magnitudes > quantile(magnitudes, sparsity))
+    return [k.as_strided(w.shape, w.stride()) for k, w in zip(kept, raw.layers, strict=True)]
 
 
 def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -> tuple[Tensor, Tensor]:

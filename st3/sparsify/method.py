@@ -4,7 +4,6 @@ A pruner turns raw weights into the sparse ones that the model holds, and says h
 neither model nor data; `Sparsifier` does the rest.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
-from st3.sparsify.schedules import Schedule
+from st3.sparsify.schedules import Constant, Schedule
 
 
 class Pruner:
@@ -98,8 +97,7 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def constant_sparsity(schedule: Schedule) -> float:
-    """The schedule's one value. Raises `UserError` when it has others."""
-    first, last = schedule.value(0), schedule.value(sys.maxsize)
-    if first != last:
+    """The schedule's one value. Raises `UserError` for a schedule that may have others."""
+    if not isinstance(schedule, Constant):
         raise UserError("this method is sparse from the first step on and follows no ramp: schedule=constant")
-    return first
+    return schedule.sparsity

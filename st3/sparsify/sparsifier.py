@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
-from st3.sparsify.method import Method
+from st3.sparsify.method import Method, Pruner
 from st3.sparsify.methods import METHODS
 from st3.sparsify.schedules import Constant, Schedule
 
@@ -86,10 +86,10 @@ class Sparsifier:
         if not self._pruned:
             raise UserError("no layer is left to prune: widen include, narrow exclude, or unfreeze weights")
         _check_weights(self._pruned)
-        self._pruner = method.start([w.detach() for w in self._pruned.values()], self.schedule)
+        self._pruner = self._start()
         self._costs = _costs(target, macs, self._pruned)
         if self._costs is not None and not self._pruner.weighs_costs:
-            raise UserError("target=flops is for st3 and st3_sigma: this method counts weights")
+            raise UserError("target=flops is for st3, st3_sigma and hard_ste: this method counts weights")
 
         # Raw weights and thresholds exist once something is pruned; until then the model's weights are the raw ones.
         self._raw: FlatWeights | None = None
@@ -123,6 +123,8 @@ class Sparsifier:
                 "layers): give it all parameters, exclude or freeze those layers, and build the Sparsifier after "
                 "anything that replaces parameters"
             )
+        if self._raw is None and self._sparsity.device != _any(self._pruned).device:  # the model was moved
+            self._pruner = self._start()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -183,7 +185,7 @@ class Sparsifier:
         return dict(zip(self._pruned, sparse, strict=True))
 
     def reaches(self, target: float) -> bool:
-        """Whether the schedule has come to the sparsity `target`; where it does not rule, to within 0.5 points of it."""
+        """Whether the schedule has come to `target`; where it does not rule, the zeros to within 0.5 points of it."""
         if self._pruner.sparsity_is_outcome:
             return self.zeros().sum().item() >= (target - 0.005) * self.prunable
         return self.sparsity >= target
@@ -218,6 +220,9 @@ class Sparsifier:
                 self._raw, self._thresholds = FlatWeights(weights), None
             self._raw.copy_([raw[name] for name in self._pruned])  # in place: a captured step knows where they are
             self._project()
+
+    def _start(self) -> Pruner:
+        return self.method.start([w.detach() for w in self._pruned.values()], self.schedule)
 
     # The step, from its two ends.
 
@@ -257,8 +262,9 @@ class Sparsifier:
             return
         if self._raw is not None:
             self._take_raw()
-        weights = list(self._pruned.values())
-        self._pruner.before_step(self.step, self.schedule.value(self.step), weights, optimizer)
+        if not _is_skipped(optimizer):
+            weights = list(self._pruned.values())
+            self._pruner.before_step(self.step, self.schedule.value(self.step), weights, optimizer)
 
     def _take_raw(self) -> None:
         """Let the parameters point to the raw values: nothing is copied."""
@@ -274,9 +280,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        # Optimizers that do the gradient scaler's check themselves (fused) run their hooks on skipped steps too.
-        found_inf = getattr(optimizer, "found_inf", None)
-        skipped = found_inf is not None and bool(found_inf.item())
+        skipped = _is_skipped(optimizer)
         captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         if not skipped and not captured:  # what is captured is not yet done
             self.advance()
@@ -312,6 +316,12 @@ class Sparsifier:
     def _route(self, layer: int, weight: nn.Parameter):
         route = self._pruner.route
         return lambda gradient: gradient if self._raw is None else route(layer, weight, gradient, self.step)
+
+
+def _is_skipped(optimizer: Optimizer) -> bool:
+    """Optimizers that do the gradient scaler's check themselves (fused) run their hooks on skipped steps, too."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
 
 
 def _any(weights: Mapping[str, Tensor]) -> Tensor:

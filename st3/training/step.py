@@ -61,9 +61,9 @@ class CapturedStep:
     """An `EagerStep` whose work for the device is recorded once and issued as a whole from then on.
 
     The first steps of each `Sparsifier.phase` run as they are, on the stream that captures, and so do those of
-    `Sparsifier.changes`. Learning rate and
-    sparsity are tensors on the device that are filled before each replay. The returned loss is overwritten by the
-    next call. Where capturing fails, a warning says so and the steps go on uncaptured; with `required` it is an error.
+    `Sparsifier.changes`. Learning rate and sparsity are tensors on the device that are filled before each replay. The
+    returned loss is overwritten by the next call. Where capturing fails, a warning says so and the steps go on
+    uncaptured; with `required` it is an error.
     """
 
     WARM_UP = 3
@@ -90,13 +90,13 @@ class CapturedStep:
         if self._failed:
             return self._eager(batches, lr)
         batches = list(batches)
+        phase = self._eager.state.sparsifier.phase
+        if phase != self._phase:
+            torch.cuda.synchronize()  # the graph that is dropped may be at work
+            self._phase, self._graph, self._until_capture = phase, None, self.WARM_UP
         if self._eager.state.sparsifier.changes:
             return self._step_beside(batches, lr)
-        if not self._is_captured():
-            phase = self._eager.state.sparsifier.phase
-            if phase != self._phase:
-                torch.cuda.synchronize()  # the graph that is dropped may be at work
-                self._phase, self._graph, self._until_capture = phase, None, self.WARM_UP
+        if self._graph is None:
             if self._until_capture:
                 self._until_capture -= 1
                 return self._step_beside(batches, lr)

@@ -1,7 +1,7 @@
 import pytest
 
 from st3 import UserError
-from st3.sparsify import Constant, PolynomialRamp
+from st3.sparsify import AlternatingPhases, Constant, PolynomialRamp
 
 
 def test_cubic_ramp_closed_form():
@@ -25,6 +25,59 @@ def test_power_one_is_a_line():
 def test_ramp_of_no_length_is_a_jump():
     ramp = PolynomialRamp(final=0.5, start=4, end=4)
     assert [ramp.value(t) for t in (3, 4)] == [0, 0.5]
+
+
+def test_alternating_phases_at_both_ends_of_each():
+    phases = AlternatingPhases(final=0.9, start=10, period=5, last_dense=30, end=40)
+    sparse = [*range(10, 15), *range(20, 25), *range(40, 60), 10**9]
+    dense = [*range(0, 10), *range(15, 20), *range(25, 40)]
+    assert {phases.value(t) for t in sparse} == {0.9}
+    assert {phases.value(t) for t in dense} == {0.0}
+
+
+def test_alternating_phases_as_published():
+    """Of 100 epochs: dense 0–10, sparse 10–15, dense 15–20, … sparse 70–75, dense 75–85, sparse from 85 on."""
+    steps = 7  # of one epoch
+    phases = AlternatingPhases(final=0.8, start=10 * steps, period=5 * steps, last_dense=75 * steps, end=85 * steps)
+    values = [phases.value(t) for t in range(100 * steps)]
+    changes = [t / steps for t in range(1, len(values)) if values[t] != values[t - 1]]
+    assert changes == [10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 85]
+    assert (values[0], values[-1]) == (0, 0.8)
+
+
+def test_the_last_dense_phase_cuts_a_sparse_one_short():
+    phases = AlternatingPhases(final=0.5, start=2, period=4, last_dense=4, end=5)
+    assert [phases.value(t) for t in range(8)] == [0, 0, 0.5, 0.5, 0, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"start": 0, "last_dense": 0, "end": 0}, [0.5, 0.5, 0.5]),
+        ({"start": 0, "last_dense": 2, "end": 2}, [0.5, 0, 0.5]),
+        ({"start": 2, "last_dense": 2, "end": 2}, [0, 0, 0.5]),
+        ({"start": 0, "last_dense": 0, "end": 2}, [0, 0, 0.5]),
+    ],
+)
+def test_phases_of_no_length(bounds, expected):
+    phases = AlternatingPhases(final=0.5, period=1, **bounds)
+    assert [phases.value(t) for t in range(3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"final": 1.0}, r"\[0, 1\)"),
+        ({"final": -0.1}, r"\[0, 1\)"),
+        ({"period": 0}, "at least one step"),
+        ({"start": -1}, "must follow each other, not -1, 6, 8"),
+        ({"start": 7}, "must follow each other, not 7, 6, 8"),
+        ({"last_dense": 9}, "must follow each other, not 2, 9, 8"),
+    ],
+)
+def test_impossible_phases_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        AlternatingPhases(**{"final": 0.5, "start": 2, "period": 2, "last_dense": 6, "end": 8} | change)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from st3.sparsify.masks import MaskPruner, clear_state
-from st3.sparsify.thresholds import quantile
+from st3.errors import UserError
+from st3.sparsify.masks import MaskPruner, above_quantile, clear_state
+from st3.sparsify.schedules import PolynomialRamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,35 +16,40 @@ class ACDC:
     """
 
     def start(self, weights, schedule) -> "ACDCPruner":
-        """With all weights kept."""
+        """With all weights kept. Raises `UserError` for a ramp."""
+        if isinstance(schedule, PolynomialRamp) and schedule.start < schedule.end:
+            raise UserError("this method alternates between dense and sparse phases and follows no ramp: schedule=acdc")
         return ACDCPruner(weights)
 
 
 class ACDCPruner(MaskPruner):
     def __init__(self, weights):
         super().__init__(weights, for_good=True)
-        self._compressed = False
+        self._level = 0.0  # the sparsity of the masks
 
     def changes(self, step, sparsity):
-        return self._compressed != (sparsity > 0)
+        return sparsity != self._level
+
+    def before_step(self, step, sparsity, weights, optimizer):
+        if self._level and not sparsity:  # momentum must not move in this step what is to restart from 0 after it
+            for weight, mask in zip(weights, self.masks, strict=True):
+                clear_state(optimizer, weight, ~mask)
 
     def update(self, step, sparsity, raw, optimizer):
-        if sparsity > 0 and not self._compressed:
-            magnitudes = raw.flat.abs()
-            kept = raw.parts(magnitudes > quantile(magnitudes, sparsity))
-            self.set_masks([k.as_strided(m.shape, m.stride()) for k, m in zip(kept, self.masks, strict=True)])
-        if self._compressed and not sparsity > 0:
+        if sparsity and sparsity != self._level:
+            self.set_masks(above_quantile(raw, sparsity))
+        if self._level and not sparsity:
             for mask in self.masks:
                 mask.fill_(True)
             for group in optimizer.param_groups:
                 for weight in group["params"]:
                     clear_state(optimizer, weight)
-        self._compressed = sparsity > 0
+        self._level = sparsity
         super().update(step, sparsity, raw, optimizer)
 
     def state_dict(self):
-        return super().state_dict() | {"compressed": self._compressed}
+        return super().state_dict() | {"level": self._level}
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        self._compressed = state["compressed"]
+        self._level = state["level"]

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from st3.sparsify.allocation import uniform
-from st3.sparsify.masks import MaskPruner, largest
+from st3.sparsify.masks import MaskPruner, above_quantile, largest
 from st3.sparsify.method import check_choice, check_steps
-from st3.sparsify.thresholds import quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +37,15 @@ class GMPPruner(MaskPruner):
         self._level = 0.0  # the sparsity of the masks
 
     def changes(self, step, sparsity):
-        ramp_is_over = sparsity == self._schedule.value(step - 1)
+        ramp_is_over = sparsity == self._schedule.value(step + 1)
         return sparsity != self._level and (step % self._method.every == 0 or ramp_is_over or self._level == 0)
 
     def update(self, step, sparsity, raw, optimizer):
-        if raw is not None and self.changes(step, sparsity):
+        if raw is None:  # dense again: the next phase starts anew
+            self._level = 0.0
+        elif self.changes(step, sparsity):
             if self._method.allocation == "global":
-                magnitudes = raw.flat.abs()
-                kept = raw.parts(magnitudes > quantile(magnitudes, sparsity))
-                self.set_masks([k.as_strided(m.shape, m.stride()) for k, m in zip(kept, self.masks, strict=True)])
+                self.set_masks(above_quantile(raw, sparsity))
             else:
                 counts = uniform([w.shape for w in raw.layers], 1 - sparsity)
                 self.set_masks([largest(w.abs(), count) for w, count in zip(raw.layers, counts, strict=True)])

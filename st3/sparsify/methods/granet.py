@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from st3.errors import UserError
 from st3.sparsify.masks import MaskPruner, clear_state, drop_and_grow, flat_magnitudes
 from st3.sparsify.method import check_fraction, check_steps
+from st3.sparsify.schedules import AlternatingPhases
 from st3.sparsify.thresholds import quantile
 
 
@@ -33,7 +35,9 @@ class GraNet:
         check_fraction("regrow_final", self.regrow_final)
 
     def start(self, weights, schedule) -> "GraNetPruner":
-        """With all weights kept."""
+        """With all weights kept. Raises `UserError` for phases that are dense again."""
+        if isinstance(schedule, AlternatingPhases):
+            raise UserError("this method never becomes dense again: schedule=cubic")
         return GraNetPruner(self, weights, schedule)
 
 
@@ -47,7 +51,7 @@ class GraNetPruner(MaskPruner):
         return step > 0 and step % self._method.every == 0
 
     def changes(self, step, sparsity):
-        ramp_is_over = sparsity == self._schedule.value(step - 1)
+        ramp_is_over = sparsity == self._schedule.value(step + 1)
         return sparsity > 0 and (self.needs_dense_gradient(step) or (ramp_is_over and sparsity != self._level))
 
     def before_step(self, step, sparsity, weights, optimizer):
@@ -59,16 +63,17 @@ class GraNetPruner(MaskPruner):
             self.set_masks([(w.detach() * m).abs() > threshold for w, m in zip(weights, self.masks, strict=True)])
             self._level = sparsity
         method = self._method
-        progress = min(step / method.until, 1.0) if method.until else 0.0
+        progress = 0.0 if method.until is None else min(step / max(method.until, 1), 1.0)
         replaced = method.regrow_final + (method.regrow - method.regrow_final) / 2 * (1 + math.cos(math.pi * progress))
         for mask, weight in zip(self.masks, weights, strict=True):
             grown = torch.zeros_like(mask)
-            if self.needs_dense_gradient(step):
+            if self.needs_dense_gradient(step) and weight.grad is not None:
                 count = round(replaced * int(mask.sum()))
                 new, grown = drop_and_grow(mask, weight.detach().abs(), weight.grad.abs(), count)
                 mask.copy_(new)
             clear_state(optimizer, weight, ~mask | grown)
-            weight.grad.mul_(mask)
+            if weight.grad is not None:
+                weight.grad.mul_(mask)
             weight.detach().mul_(mask & ~grown)
 
     def state_dict(self):

@@ -47,11 +47,14 @@ class RigLPruner(MaskPruner):
     def __init__(self, method: RigL, weights, sparsity: float):
         super().__init__(weights, for_good=True)
         self._method = method
+        self._seed = 0  # of random growth: the same on every process, another one in every run
         if weights[0].is_meta:
             return
         allocate = erdos_renyi_kernel if method.allocation == "erk" else uniform
         counts = allocate([w.shape for w in weights], 1 - sparsity)
         self.set_masks([largest(torch.rand(m.shape), n) for m, n in zip(self.masks, counts, strict=True)])
+        if method.growth == "random":
+            self._seed = int(torch.randint(2**31, ()))
 
     def needs_dense_gradient(self, step):
         return self.changes(step, 0.0) and self._method.growth == "gradient"
@@ -66,11 +69,13 @@ class RigLPruner(MaskPruner):
         progress = step / self._method.until if self._method.until else 0.0
         replaced = self._method.drop / 2 * (1 + math.cos(math.pi * progress))
         for layer, weight in enumerate(weights):
+            if weight.grad is None:  # the layer took no part
+                continue
             mask = self.masks[layer]
             if self._method.growth == "gradient":
                 growth = weight.grad.abs()
-            else:  # the same on every process
-                chance = torch.Generator().manual_seed(1_000_003 * step + layer)
+            else:
+                chance = torch.Generator().manual_seed(self._seed + 1_000_003 * step + layer)
                 growth = torch.rand(mask.shape, generator=chance).to(mask.device)
             count = round(replaced * int(mask.sum()))
             new, grown = drop_and_grow(mask, weight.detach().abs(), growth, count)
@@ -78,3 +83,10 @@ class RigLPruner(MaskPruner):
             clear_state(optimizer, weight, grown)
             weight.grad.mul_(mask)
             weight.detach().mul_(mask & ~grown)
+
+    def state_dict(self):
+        return super().state_dict() | {"seed": self._seed}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._seed = state["seed"]

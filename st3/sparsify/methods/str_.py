@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from st3.errors import UserError
-from st3.sparsify.method import Pruner
+from st3.sparsify.method import Pruner, constant_sparsity
 from st3.sparsify.projections import soft_threshold
 
 
@@ -24,19 +25,20 @@ class STR:
     """Weight decay of s; null: that of the weights."""
 
     def __post_init__(self):
-        if self.threshold_decay is not None and self.threshold_decay < 0:
+        if self.threshold_decay is not None and not self.threshold_decay >= 0:
             raise UserError(f"method.threshold_decay={self.threshold_decay:g} must not be negative")
 
     def start(self, weights, schedule) -> "STRPruner":
-        """With all thresholds at their start value."""
-        return STRPruner(self, weights)
+        """With all thresholds at their start value. Raises `UserError` for a schedule that is not constant."""
+        return STRPruner(self, weights, starts_sparse=constant_sparsity(schedule) > 0)
 
 
 class STRPruner(Pruner):
     routes_gradient = True
     sparsity_is_outcome = True
 
-    def __init__(self, method: STR, weights):
+    def __init__(self, method: STR, weights, *, starts_sparse: bool):
+        self.starts_sparse = starts_sparse
         self._decay = method.threshold_decay
         start = torch.full((len(weights),), method.threshold_init, dtype=weights[0].dtype, device=weights[0].device)
         self.scores = nn.Parameter(start)
@@ -50,9 +52,19 @@ class STRPruner(Pruner):
         return gradient * (weight != 0)
 
     def before_step(self, step, sparsity, weights, optimizer):
+        if not sparsity:
+            return
+        if self._decay is None:
+            mine, theirs = (self._group_of(p, optimizer) for p in (self.scores, weights[0]))
+            mine["weight_decay"] = theirs["weight_decay"]
         slope = self.scores.detach().sigmoid() * (1 - self.scores.detach().sigmoid())
-        pulls = [(w.grad * w.detach().sign()).sum() for w in weights]  # masked on its way back
+        # The gradients were masked on their way back. A layer that took no part has none.
+        pulls = [slope.new_zeros(()) if w.grad is None else (w.grad * w.detach().sign()).sum() for w in weights]
         self.scores.grad = -slope * torch.stack(pulls)
+
+    @staticmethod
+    def _group_of(parameter: nn.Parameter, optimizer: Optimizer) -> dict:
+        return next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
 
     def project(self, raw, sparsity, out, costs=None):
         thresholds = self.scores.detach().sigmoid()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from st3.errors import UserError
 from st3.sparsify.method import Pruner, check_fraction, constant_sparsity
 from st3.sparsify.thresholds import quantile
 
@@ -22,6 +23,8 @@ class TopKAST:
 
     def __post_init__(self):
         check_fraction("backward", self.backward)
+        if not self.decay >= 0:
+            raise UserError(f"method.decay={self.decay:g} must not be negative")
 
     def start(self, weights, schedule) -> "TopKASTPruner":
         """Sparse at once. Raises `UserError` for a schedule that is not constant."""
@@ -29,10 +32,11 @@ class TopKAST:
 
 
 class TopKASTPruner(Pruner):
-    starts_sparse = routes_gradient = True
+    routes_gradient = True
 
     def __init__(self, method: TopKAST, weights, sparsity: float):
         self._decay, self._density = method.decay, 1 - sparsity
+        self.starts_sparse = sparsity > 0
         self._outside = max(sparsity - method.backward, 0.0)  # the fraction of weights that is not in B
         self._active, self._reached = ([torch.ones_like(w, dtype=torch.bool) for w in weights] for _ in range(2))
         """A and B, bool, laid out as the weights."""
@@ -41,12 +45,16 @@ class TopKASTPruner(Pruner):
         return gradient * self._reached[layer]
 
     def before_step(self, step, sparsity, weights, optimizer):
+        if not sparsity:
+            return
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         for weight, active, reached in zip(weights, self._active, self._reached, strict=True):
-            decay = self._decay * (active + (reached & ~active) / self._density)
-            weight.detach().mul_(1 - rates[id(weight)] * decay)
+            decay = self._decay * (active + (reached & ~active).to(weight.dtype) / self._density)
+            weight.detach().sub_(weight * decay * rates[id(weight)])
 
     def update(self, step, sparsity, raw, optimizer):
+        if raw is None:
+            return
         magnitudes = raw.flat.abs()
         for masks, outside in ((self._active, sparsity), (self._reached, self._outside)):
             threshold = quantile(magnitudes, outside) if outside else -1
