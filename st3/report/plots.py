@@ -130,7 +130,9 @@ def training_curves(results: Results) -> Figure | None:
             colour = _shade(look[label][0], (place + 1) / len(group))
             for run in result.runs:
                 name = f"{100 * result.row.sparsity:g} %" if run is result.runs[0] else None
-                axes.plot(*_series(run, "test_top1"), color=colour, linewidth=1.2, label=name)
+                epochs, top1 = _series(run, "test_top1")
+                marker = "o" if len(epochs) < 3 else None  # a line needs points
+                axes.plot(epochs, top1, color=colour, linewidth=1.2, marker=marker, markersize=4, label=name)
             if result.row.sparsity:
                 epochs, sparsity = _series(result.runs[0], "sparsity")
                 ramp.plot(epochs, [100 * s for s in sparsity], color=colour, linewidth=0.9, linestyle=(0, (1, 1.5)))

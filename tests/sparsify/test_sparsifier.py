@@ -7,7 +7,8 @@ from torch import nn
 
 from st3 import Sparsifier, UserError
 from st3.measure import layer_macs
-from st3.sparsify import PolynomialRamp
+from st3.sparsify import AlternatingPhases, PolynomialRamp
+from st3.sparsify.methods import GMP, GraNet, RigL, TopKAST
 
 
 def network(dtype=torch.float32) -> nn.Module:
@@ -294,17 +295,31 @@ def test_a_skipped_step_changes_nothing():
     assert all(torch.equal(w, raw[name]) for name, w in sparsifier.raw_weights().items())
 
 
-def test_a_skipped_step_of_a_fused_optimizer_changes_nothing():
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [
+        ("st3", RAMP),
+        (GMP(every=4), RAMP),
+        (GraNet(every=4), RAMP),
+        (RigL(every=4), 0.9),
+        (TopKAST(decay=0.1), 0.9),
+        ("acdc", AlternatingPhases(final=0.9, start=4, period=8, last_dense=20, end=24)),
+    ],
+    ids=["st3", "gmp", "granet", "rigl", "topkast", "acdc"],
+)
+def test_a_skipped_step_of_a_fused_optimizer_changes_nothing(method, schedule):
     # Fused optimizers check the scaler's found_inf themselves, so their hooks run on skipped steps too.
     model = network()
     optimizer = sgd(model, fused=True)
-    sparsifier = Sparsifier(model, "st3", RAMP).attach(optimizer)
-    train(model, optimizer, range(12))
+    sparsifier = Sparsifier(model, method, schedule).attach(optimizer)
+    train(model, optimizer, range(12))  # step 12 would be one that changes masks
     weights = [p.detach().clone() for p in model.parameters()]
+    before = copy.deepcopy((sparsifier.state_dict(), optimizer.state_dict()["state"]))
     optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())
     train(model, optimizer, [12])
     assert sparsifier.step == 12
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+    torch.testing.assert_close((sparsifier.state_dict(), optimizer.state_dict()["state"]), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("after", [3, 12])

@@ -32,6 +32,7 @@ CASES = {
     "topkast": (topkast.TopKAST(), SPARSE),
     "str": (str_.STR(threshold_init=-3.0), SPARSE),
     "acdc": (acdc.ACDC(), PHASES),
+    "acdc, one dense step": (acdc.ACDC(), AlternatingPhases(final=0.8, start=4, period=10, last_dense=14, end=15)),
     "feather": (feather.Feather(theta=0.5), RAMP),
     "dense": (METHODS["dense"], SPARSE),
 }
