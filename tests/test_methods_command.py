@@ -108,7 +108,7 @@ def test_the_target_is_met_wherever_the_ramp_ends(name, end, here, monkeypatch):
         *[(f"method={name}", "follows no ramp: schedule=constant") for name in ("rigl", "set", "topkast", "str")],
         ("method=acdc", "follows no ramp: schedule=acdc"),
         *[
-            (f"method={name} {OPTIONS[name]} method.target=flops", "method.target=flops is for st3, st3_sigma and hard_ste")
+            (f"method={name} {OPTIONS[name]} method.target=flops", "target=flops is for st3, st3_sigma and hard_ste")
             for name in sorted(METHODS.keys() - {"st3", "st3_sigma", "hard_ste", "dense"})
         ],
         ("method=gmp method.every=0", "method.every must be at least one optimizer step"),
