@@ -180,12 +180,16 @@ _WORTH_COMPILING = 2000
 """Optimizer steps that win more time than the compiler takes."""
 
 
-def choose_execution(config: Config, plan: Plan, precision: Precision, processes: Processes, macs: int) -> Execution:
-    """What compile and capture mean here; `macs` are those of one image.
+def choose_execution(
+    config: Config, plan: Plan, precision: Precision, processes: Processes, macs: int, steps_differ: bool
+) -> Execution:
+    """What compile and capture mean here; `macs` are those of one image, `steps_differ` is the sparsifier's.
 
-    Raises `UserError` where capture=on asks for what cannot be.
+    Raises `UserError` where capture=on or dataset.decode=gpu asks for what cannot be.
     """
     on_cuda = precision.device.type == "cuda"
+    if config.dataset.decode == "gpu" and not on_cuda:
+        raise UserError(f"dataset.decode=gpu needs a CUDA device, not {precision.device}: set dataset.decode=cpu")
     compiled = config.compile == "on" or (config.compile == "auto" and on_cuda and plan.total_steps >= _WORTH_COMPILING)
     if config.capture == "off":
         return Execution(compiled, capture=False)
@@ -196,6 +200,8 @@ def choose_execution(config: Config, plan: Plan, precision: Precision, processes
         reason = "the gradient scaler of fp16 decides on the host"
     elif processes.world_size > 1:
         reason = "several processes exchange their gradients in it"
+    elif steps_differ:
+        reason = f"{config.method.name} decides on the host in every step"
     if config.capture == "on":
         if reason:
             raise UserError(f"capture=on is not possible ({reason}): use capture=auto")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from st3.data import check_options
 from st3.errors import UserError
 from st3.sparsify import METHODS
 
@@ -84,7 +85,8 @@ class MethodConfig:
     every: str | None = None
     """gmp, rigl, set, granet: duration between updates of the masks, as in `ScheduleConfig`."""
     until: str | None = None
-    """rigl, set: when the connections stop moving; granet: when regrowth has reached its final fraction."""
+    """rigl, set: when the connections stop moving; granet: when regrowth has reached its final fraction; probmask: when
+    the masks become hard."""
     drop: float | None = None
     """rigl, set: fraction of its kept weights that a layer replaces at first."""
     regrow: float | None = None
@@ -99,6 +101,8 @@ class MethodConfig:
     """str: start value of the learned thresholds, before the sigmoid."""
     threshold_decay: float | None = None
     """str: their weight decay."""
+    probability_lr: float | None = None
+    """probmask: learning rate of the probabilities."""
     backward: float | None = None
     """topkast: fraction of all weights that are zeroed and still get gradient."""
     decay: float | None = None
@@ -287,28 +291,12 @@ class Config:
     def _check_data(self):
         data = self.dataset
         _check(data.image_size >= 1, f"dataset.image_size={data.image_size} must be at least 1")
-        _check(data.channels in (1, 3), f"dataset.channels={data.channels} must be 1 or 3")
-        for name in ("mean", "std"):
-            values = getattr(data, name)
-            _check(
-                len(values) == data.channels,
-                f"dataset.{name}={values} does not fit dataset.channels={data.channels}: one number per channel",
-            )
         _check(all(std > 0 for std in data.std), f"dataset.std={data.std} must be positive")
         for name in ("val_images", "workers"):
             _check(getattr(data, name) >= 0, f"dataset.{name}={getattr(data, name)} must not be negative")
         _one_of("dataset.decode", data.decode, ("cpu", "gpu"))
-        streamed = data.augment == "random_resized_crop"
-        for holds, why in (
-            (streamed, f"has no effect with dataset.augment={data.augment}"),
-            (data.channels == 3, f"gives RGB, not dataset.channels={data.channels}"),
-            (self.device != "cpu", "needs a CUDA device, not device=cpu"),
-        ):
-            _check(data.decode == "cpu" or holds, f"dataset.decode=gpu {why}: set dataset.decode=cpu")
-        _check(
-            data.cache is None or not streamed,
-            f"dataset.cache={data.cache} has no effect with dataset.augment={data.augment}: set dataset.cache=null",
-        )
+        options = ("root", "channels", "mean", "std", "augment", "download", "decode", "cache")
+        check_options(data.name, **{name: getattr(data, name) for name in options})
 
     def _check_switches(self, group, config, used, common=(), all_needed=False):
         """Each variant of a group has its own settings: none without effect, and (if so) none missing."""

@@ -51,8 +51,8 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> dict | None:
     with torch.device("meta"):  # shapes only: a dry run allocates nothing
         sketch = make_model(config, facts)
     macs = layer_macs(sketch, (config.dataset.channels, config.dataset.image_size, config.dataset.image_size))
-    execution = choose_execution(config, plan, precision, processes, sum(macs.values()))
     sketched = make_sparsifier(config, plan, sketch, macs).attach(make_optimizer(config, sketch))
+    execution = choose_execution(config, plan, precision, processes, sum(macs.values()), sketched.steps_differ)
     rows = layer_table(sketched.layers(), macs)
     say(describe_recipe(config, facts, plan, precision, execution, processes, sketched.method, rows))
     if config.dry_run:

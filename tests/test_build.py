@@ -1,5 +1,7 @@
 """From configuration to steps and objects."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -310,10 +312,10 @@ CPU, GPU, TWO = torch.device("cpu"), torch.device("cuda"), Processes(0, 0, 2)
 SMALL, BIG = 40_000_000, 4_000_000_000  # of ResNet-20 on 32 pixels and of ResNet-50 on 224
 
 
-def execution(precision="bf16", device=GPU, processes=SINGLE, macs=SMALL, **changes) -> Execution:
+def execution(precision="bf16", device=GPU, processes=SINGLE, macs=SMALL, steps_differ=False, **changes) -> Execution:
     config = make_config(**{"batch_size": 128} | changes)
     plan = make_plan(config, Facts(10, 50_000, 0, 100), processes)
-    return choose_execution(config, plan, Precision(precision, device), processes, macs)
+    return choose_execution(config, plan, Precision(precision, device), processes, macs, steps_differ)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +353,13 @@ def test_when_steps_are_captured(setting, device, precision, processes, macs, ca
 def test_capture_that_cannot_be_is_refused(device, precision, processes, because):
     with pytest.raises(UserError, match=rf"^capture=on is not possible \(.*{because}.*\): use capture=auto$"):
         execution(precision, device, processes, capture="on")
+
+
+def test_a_method_whose_steps_all_differ_is_not_captured():
+    method = replace(make_config().method, name="probmask")
+    assert execution(steps_differ=True, method=method).because == "probmask decides on the host in every step"
+    with pytest.raises(UserError, match=r"^capture=on is not possible \(probmask decides"):
+        execution(steps_differ=True, method=method, capture="on")
 
 
 def test_what_keeps_the_device_busy_is_one_pass():

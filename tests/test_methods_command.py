@@ -23,7 +23,7 @@ OPTIONS = {
     "st3": "", "st3_sigma": "", "hard_ste": "", "gmp": "method.every=4st", "feather": "schedule.start=0",
     "str": "schedule=constant method.threshold_init=-4", "rigl": "schedule=constant method.every=4st",
     "set": "schedule=constant method.every=4st", "granet": "method.every=4st", "acdc": "schedule=acdc",
-    "topkast": "schedule=constant", "dense": "",
+    "topkast": "schedule=constant", "probmask": "schedule=probmask", "dense": "",
 }  # fmt: skip
 
 
@@ -118,6 +118,9 @@ def test_the_target_is_met_wherever_the_ramp_ends(name, end, here, monkeypatch):
         ("method=rigl schedule=constant method.drop=2", "method.drop=2 lies outside [0, 1]"),
         ("method=feather method.exponent=0", "method.exponent=0 must be at least 1"),
         ("method=str schedule=constant method.threshold_decay=-1", "method.threshold_decay=-1 must not be negative"),
+        ("method=probmask schedule=probmask schedule.end=95%", "method.until makes the mask hard before schedule.end"),
+        ("method=probmask schedule=acdc", "this method never becomes dense again: schedule=probmask"),
+        ("method=probmask schedule=probmask method.probability_lr=0", "method.probability_lr=0 must be positive"),
         ("method=topkast schedule=constant method.backward=3", "method.backward=3 lies outside [0, 1]"),
         ("method=acdc schedule=acdc schedule.period=0", "schedule: the phases must be at least one step long"),
         ("method=acdc schedule=acdc schedule.last_dense=95%", "schedule: the phases must follow each other"),

@@ -24,6 +24,10 @@ class Pruner:
     """Whether `route` does anything."""
     sparsity_is_outcome = False
     """Whether the method goes its own way, and the scheduled sparsity is only what it is compared with."""
+    settled = True
+    """Whether the masks are 0 and 1, and no longer something between."""
+    steps_differ = False
+    """Whether almost every step `changes` something on the host, so that recording one for the others does not pay."""
     weighs_costs = False
     """Whether `project` can count what weights cost instead of the weights."""
 

@@ -185,10 +185,14 @@ class Sparsifier:
         return dict(zip(self._pruned, sparse, strict=True))
 
     def reaches(self, target: float) -> bool:
-        """Whether the schedule has come to `target`; where it does not rule, the zeros to within 0.5 points of it."""
+        """Whether the network has the sparsity `target` for good.
+
+        So it is when the schedule has come to it and masks are no longer relaxed; where the schedule does not rule,
+        when the zeros are within 0.5 points of it.
+        """
         if self._pruner.sparsity_is_outcome:
             return self.zeros().sum().item() >= (target - 0.005) * self.prunable
-        return self.sparsity >= target
+        return self.sparsity >= target and (self._raw is None or self._pruner.settled)
 
     def state_dict(self) -> dict:
         """Tensors and plain numbers that, with the model's own state, restore everything."""
@@ -238,6 +242,11 @@ class Sparsifier:
     def changes(self) -> bool:
         """Whether the next step is like no other, because the method decides something on the host."""
         return self._pruner.changes(self.step, self.schedule.value(self.step))
+
+    @property
+    def steps_differ(self) -> bool:
+        """Whether `changes` will be true in almost every step."""
+        return self._pruner.steps_differ
 
     def advance(self) -> None:
         """Move the schedule on by one step: for who replays a captured step, whose hooks do not run."""

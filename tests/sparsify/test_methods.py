@@ -20,6 +20,7 @@ from st3.sparsify.methods.acdc import ACDC
 from st3.sparsify.methods.feather import Feather
 from st3.sparsify.methods.gmp import GMP
 from st3.sparsify.methods.granet import GraNet
+from st3.sparsify.methods.probmask import ProbMask, keep_expected, most_probable
 from st3.sparsify.methods.rigl import RigL
 from st3.sparsify.methods.str_ import STR
 from st3.sparsify.methods.topkast import TopKAST
@@ -39,6 +40,8 @@ CASES = {
     "feather, steep": (Feather(), STEEP),  # θ = 1/2
     "str": (STR(threshold_init=-3.0), SPARSE),
     "str, other decay": (STR(threshold_init=-4.0, threshold_decay=0.02), SPARSE),
+    "probmask": (ProbMask(until=24), RAMP),
+    "probmask, hard at once": (ProbMask(until=16, probability_lr=0.1), STEEP),
     "rigl": (RigL(every=4, until=22), SPARSE),
     "rigl uniform": (RigL(every=4, allocation="uniform", drop=0.5), SPARSE),
     "set": (RigL(every=4, until=22, growth="random"), SPARSE),
@@ -221,6 +224,93 @@ class NaiveSTR(Naive):
         return loss.item()
 
 
+class NaiveProbMask(Naive):
+    """By autograd: w and p are leaves of the relaxed mask, p in one tensor a layer; v from the sorted breakpoints."""
+
+    temperature = None
+
+    def begin(self, state):
+        self.seed = state["seed"]
+        self.probability = {name: torch.ones_like(self.raw[name]) for name in self.pruned}
+        self.adam = torch.optim.Adam(self.probability.values(), lr=1)
+
+    def project(self, name):
+        return self.raw[name] * self.mask[name]
+
+    def relaxed(self, name, p):
+        return torch.sigmoid((torch.log(p) - torch.log(1 - p) + self.noise[name]) * self.temperature)
+
+    def train(self, step, clip):
+        images, labels = batch(step, torch.float64)
+        leaves = {name: w.clone().requires_grad_() for name, w in self.raw.items()}
+        chances = {name: p.clone().requires_grad_() for name, p in self.probability.items()}
+        used = dict(leaves)
+        for name, p in chances.items():
+            mask = self.relaxed(name, p) if self.temperature else self.mask[name]
+            used[name] = leaves[name] * mask
+        loss = F.cross_entropy(functional_call(self.model, used, images), labels)
+        found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
+        norm = math.sqrt(sum(g.square().sum().item() for g in found))  # that of p is not counted
+        scale = min(1.0, clip / (norm + 1e-6))
+        for (name, w), g in zip(self.raw.items(), found, strict=True):
+            self.buffer[name] = self.MOMENTUM * self.buffer[name] + scale * g + self.DECAY * w
+            self.raw[name] = w - self.LR * self.buffer[name]
+        if self.temperature:
+            pulls = [scale * g.nan_to_num(0, 0, 0) for g in torch.autograd.grad(loss, list(chances.values()))]
+            norm = math.sqrt(sum(g.square().sum().item() for g in pulls))
+            for p, g in zip(self.probability.values(), pulls, strict=True):
+                p.grad = g * min(1.0, 3 / (norm + 1e-6))
+            self.adam.param_groups[0]["lr"] = (
+                self.method.probability_lr * (1 + math.cos(math.pi * step / self.method.until)) / 2
+            )
+            self.adam.step()
+        self.choose(step, self.schedule.value(step))
+        return loss.item()
+
+    def choose(self, step, sparsity):
+        if not sparsity or step >= self.method.until:
+            return
+        flat = torch.cat([p.flatten() for p in self.probability.values()])
+        flat = simplex(flat, (1 - sparsity) * self.total)
+        if step == self.method.until - 1:
+            order = sorted(range(self.total), key=lambda i: (-flat[i].item(), -self.magnitudes()[i].item()))
+            hard = torch.zeros_like(flat)
+            hard[order[: round((1 - sparsity) * self.total)]] = 1
+            parts = hard.split([self.raw[name].numel() for name in self.pruned])
+            self.mask = {n: m.view(self.raw[n].shape) for n, m in zip(self.pruned, parts, strict=True)}
+            self.temperature = None
+            return
+        chance = torch.Generator().manual_seed(self.seed + 1_000_003 * step)
+        uniform = torch.rand(self.total, generator=chance, dtype=torch.float64)
+        noise = torch.log(uniform) - torch.log1p(-uniform)  # distributed as the difference of two Gumbel samples
+        sizes = [self.raw[name].numel() for name in self.pruned]
+        shapes = [self.raw[name].shape for name in self.pruned]
+        self.noise = dict(zip(self.pruned, map(Tensor.view, noise.split(sizes), shapes), strict=True))
+        self.temperature = 1 / (0.97 * (1 - step / self.method.until) + 0.03)
+        for (name, p), part in zip(self.probability.items(), flat.split(sizes), strict=True):
+            p.copy_(part.view(p.shape))
+            self.mask[name] = self.relaxed(name, p)
+
+
+def simplex(p: Tensor, total: float) -> Tensor:
+    """`clip(p − v, 0, 1)` of sum `total`, v ≥ 0: it lies between two breakpoints, between which the sum is linear."""
+    numbers = p.tolist()
+
+    def clipped(v):
+        return sum(min(max(x - v, 0.0), 1.0) for x in numbers)
+
+    if clipped(0) <= total:
+        return p.clamp(0, 1)
+    breaks = sorted({0.0, *(x for x in numbers if x > 0), *(x - 1 for x in numbers if x > 1)})
+    low, high = 0, len(breaks) - 1  # clipped(breaks[low]) > total >= clipped(breaks[high])
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if clipped(breaks[middle]) > total else (low, middle)
+    above, below = clipped(breaks[low]), clipped(breaks[high])
+    v = breaks[low] + (breaks[high] - breaks[low]) * (above - total) / (above - below)
+    return (p - v).clamp(0, 1)
+
+
 def smallest(values: Tensor, among: Tensor, count: int) -> list[int]:
     """Places of the `count` smallest of `values` at the mask `among`, by sorting numbers."""
     places = among.flatten().nonzero().flatten().tolist()
@@ -342,7 +432,7 @@ class NaiveTopKAST(Naive):
 
 NAIVE = {
     GMP: NaiveGMP, Feather: NaiveFeather, STR: NaiveSTR, RigL: NaiveRigL, GraNet: NaiveGraNet, ACDC: NaiveACDC,
-    TopKAST: NaiveTopKAST, ST3: NaiveHard,
+    TopKAST: NaiveTopKAST, ST3: NaiveHard, ProbMask: NaiveProbMask,
 }  # fmt: skip
 
 
@@ -517,6 +607,70 @@ def test_a_ramp_that_ends_between_updates_follows_the_schedule_at_updates_only()
     changed = [step for step in range(1, 22) if counts[step] != counts[step - 1]]
     assert changed == [4, 5, 10, 15, 18]
     assert counts[10] == exact_zeros(sparsifier.schedule.value(10), sparsifier.prunable)
+
+
+@cases("probmask")
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_probmask_keeps_as_many_as_expected_and_then_exactly_the_target(method, schedule, make):
+    model, optimizer, sparsifier = start(method, schedule, make=make)
+    final, total = schedule.final, sparsifier.prunable
+    before = None
+    for step in range(STEPS):
+        train(model, optimizer, [step])
+        state, sparsity = sparsifier.state_dict()["method"], schedule.value(step)
+        flat = torch.cat([p.flatten() for p in state["probabilities"]]).double()
+        assert 0 <= flat.min() <= flat.max() <= 1
+        assert flat.sum() <= (1 - sparsity) * total * (1 + 1e-6)
+        if step < method.until - 1:
+            assert not sparsifier.reaches(final)
+        else:
+            kept = torch.cat([m.flatten() for m in state["masks"]])
+            assert set(kept.unique().tolist()) == {0, 1}
+            assert sparsifier.zeros().sum() == total - round((1 - final) * total)
+            assert flat[kept == 1].min() >= flat[kept == 0].max()
+            assert before is None or torch.equal(kept, before)
+            assert sparsifier.reaches(final)
+            before = kept
+
+
+def test_what_probmask_learns_to_keep_is_what_matters():
+    """The target depends on two of eight inputs; every weight begins with the same magnitude."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 1, bias=False))
+    nn.init.constant_(model[0].weight, 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    method = ProbMask(until=250, probability_lr=0.05)
+    sparsifier = Sparsifier(model, method, PolynomialRamp(final=0.75, start=20, end=200)).attach(optimizer)
+    for _ in range(300):
+        inputs = torch.randn(64, 8)
+        loss = (model(inputs)[:, 0] - inputs[:, 2] - inputs[:, 5]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert model[0].weight.detach().nonzero()[:, 1].tolist() == [2, 5]
+    assert sparsifier.zeros().sum() == 6
+    assert loss < 0.1
+
+
+def test_the_most_probable_are_exactly_as_many_and_ties_go_to_the_larger_weights():
+    probability = torch.tensor([1.0, 0, 0.5, 1, 0, 0.5])
+    magnitude = torch.tensor([0.0, 3, 1, 0, 4, 2])
+    kept = [most_probable(probability, magnitude, count).nonzero().flatten().tolist() for count in (0, 2, 3, 4, 5, 6)]
+    assert kept == [[], [0, 3], [0, 3, 5], [0, 2, 3, 5], [0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_probabilities_are_cut_by_the_least_amount(dtype):
+    torch.manual_seed(0)
+    for total in (1.0, 30.7, 60.0):
+        values = 0.7 * torch.randn(100, dtype=dtype) + 0.5
+        cut = values.clone()
+        keep_expected(cut, total)
+        assert cut.sum(dtype=torch.float64) <= total
+        torch.testing.assert_close(cut, simplex(values, total))
+    cut = values.clone()
+    keep_expected(cut, 99.0)  # leaves room: nothing but the clipping
+    assert torch.equal(cut, values.clamp(0, 1))
 
 
 @cases("rigl", "set")
@@ -844,7 +998,7 @@ def test_the_averaged_network_is_as_sparse(method, schedule):
         ours, theirs = zeros_of(model, sparsifier), zeros_of(network, sparsifier)
         if "masks" in sparsifier.state_dict()["method"] and sparsifier.sparsity > 0:
             for name, mask in masks_of(sparsifier).items():
-                assert (theirs[name] | mask).all()
+                assert (theirs[name] | (mask != 0)).all()
                 if not (isinstance(method, RigL) and method.growth == "random"):
                     assert torch.equal(ours[name], theirs[name])
         elif not isinstance(method, ACDC | STR):

@@ -10,7 +10,7 @@ from test_step import PLAN, Graphs, Watcher, assert_same, assert_same_training, 
 
 from st3 import Sparsifier
 from st3.sparsify import METHODS, AlternatingPhases, Constant, PolynomialRamp
-from st3.sparsify.methods import acdc, feather, gmp, granet, rigl, str_, topkast
+from st3.sparsify.methods import acdc, feather, gmp, granet, probmask, rigl, str_, topkast
 from st3.sparsify.thresholds import weighted_quantile
 from st3.training.ema import RawAverage
 from st3.training.loop import train_epoch
@@ -31,6 +31,7 @@ CASES = {
     "granet": (granet.GraNet(every=7, until=STEPS), RAMP),
     "topkast": (topkast.TopKAST(), SPARSE),
     "str": (str_.STR(threshold_init=-3.0), SPARSE),
+    "probmask": (probmask.ProbMask(until=6), PolynomialRamp(final=0.8, start=1, end=4)),
     "acdc": (acdc.ACDC(), PHASES),
     "acdc, one dense step": (acdc.ACDC(), AlternatingPhases(final=0.8, start=4, period=10, last_dense=14, end=15)),
     "feather": (feather.Feather(theta=0.5), RAMP),

@@ -5,6 +5,7 @@ from st3.sparsify.methods.dense import Dense
 from st3.sparsify.methods.feather import Feather
 from st3.sparsify.methods.gmp import GMP
 from st3.sparsify.methods.granet import GraNet
+from st3.sparsify.methods.probmask import ProbMask
 from st3.sparsify.methods.rigl import RigL
 from st3.sparsify.methods.st3 import ST3
 from st3.sparsify.methods.str_ import STR
@@ -17,6 +18,7 @@ METHODS = {
     "gmp": GMP(),
     "feather": Feather(),
     "str": STR(),
+    "probmask": ProbMask(),
     "rigl": RigL(),
     "set": RigL(growth="random"),
     "granet": GraNet(),

@@ -1,0 +1,142 @@
+"""ProbMask (Zhou et al. 2021, CVPR, arXiv:2105.01571): each weight has a learned probability of being kept."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from st3.errors import UserError
+from st3.sparsify.flat_weights import FlatWeights
+from st3.sparsify.masks import MaskPruner
+from st3.sparsify.method import check_steps
+from st3.sparsify.schedules import AlternatingPhases
+
+_CLIP = 3.0  # norm of the gradient of all probabilities together
+_COLDEST = 0.03  # 1/T at the end
+_FOREVER = 2**62  # a step after any training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbMask:
+    """`ŵ = w·m`, `m = sigmoid((log p − log(1 − p) + n)·T)` with noise n drawn in every step, one probability p for each
+    weight, and T rising from 1 to 33; the gradient goes through the relaxed mask to w and to p.
+
+    p starts at 1 and is trained by Adam; after each step `p ← clip(p − v, 0, 1)` with the least v ≥ 0 for which Σp does
+    not exceed the number of weights that the ramp leaves. From the step `until` on, m is the hard mask of the most
+    probable weights, and only w is trained.
+    """
+
+    until: int = 50_000
+    """The step from which the mask is hard; the ramp must have ended."""
+    probability_lr: float = 6e-3
+    """Learning rate of the probabilities at the start; it falls to 0 at `until` along half a cosine."""
+
+    def __post_init__(self):
+        check_steps("until", self.until)
+        if not self.probability_lr > 0:
+            raise UserError(f"method.probability_lr={self.probability_lr:g} must be positive")
+
+    def start(self, weights, schedule) -> "ProbMaskPruner":
+        """With all weights certain. Raises `UserError` for a schedule that is not at its target by `until`."""
+        if isinstance(schedule, AlternatingPhases):
+            raise UserError("this method never becomes dense again: schedule=probmask")
+        if schedule.value(self.until - 1) != schedule.value(_FOREVER):
+            raise UserError("method.until makes the mask hard before schedule.end: raise the one or lower the other")
+        return ProbMaskPruner(self, weights)
+
+
+class ProbMaskPruner(MaskPruner):
+    steps_differ = True
+
+    def __init__(self, method: ProbMask, weights):
+        super().__init__(weights, for_good=False)
+        self._method = method
+        self._probabilities, self._relaxed = FlatWeights(weights), FlatWeights(weights)
+        self.masks = self._relaxed.layers  # in [0, 1], laid out as the weights
+        for each in (self._probabilities, self._relaxed):
+            each.flat.fill_(1)
+        self._adam = torch.optim.Adam([nn.Parameter(self._probabilities.flat)], lr=method.probability_lr)
+        self._temperature = 0.0  # that of the relaxed mask; 0 before the ramp
+        self._seed = int(torch.randint(2**31, ()))  # the same on every process, another one in every run
+        self.settled = False
+
+    def changes(self, step, sparsity):
+        return sparsity > 0 and not self.settled
+
+    def before_step(self, step, sparsity, weights, optimizer):
+        if self.settled or not self._temperature:
+            return
+        probability, mask = self._probabilities.flat, self._relaxed.flat
+        # The gradients were multiplied by m on their way back. A layer that took no part has none.
+        pulls = self._flat([torch.zeros_like(w) if w.grad is None else w.grad * w.detach() for w in weights])
+        slopes = self._temperature * (1 - mask) / (probability * (1 - probability))
+        # Where p is 0 or 1, T > 1 makes the slope of m vanish.
+        certain = (probability == 0) | (probability == 1)
+        [parameter] = self._adam.param_groups[0]["params"]
+        parameter.grad = (pulls * slopes).masked_fill_(certain, 0)
+        nn.utils.clip_grad_norm_(parameter, _CLIP)
+        self._adam.param_groups[0]["lr"] = (
+            self._method.probability_lr / 2 * (1 + math.cos(math.pi * step / self._method.until))
+        )
+        self._adam.step()
+
+    def update(self, step, sparsity, raw, optimizer):
+        if raw is None or self.settled:
+            return
+        probability = self._probabilities.flat
+        kept = (1 - sparsity) * probability.numel()
+        keep_expected(probability, kept)
+        if step + 1 >= self._method.until:
+            self._relaxed.flat.copy_(most_probable(probability, self._flat(raw.layers).abs(), round(kept)))
+            self.settled = True
+            return
+        self._temperature = 1 / ((1 - _COLDEST) * (1 - step / self._method.until) + _COLDEST)
+        chance = torch.Generator(probability.device).manual_seed(self._seed + 1_000_003 * step)
+        for mask in self._relaxed.layers:  # in logical order: a layer's layout in memory changes nothing
+            mask.copy_(torch.rand(mask.shape, generator=chance, dtype=mask.dtype, device=mask.device))
+        noise = self._relaxed.flat.clamp(min=2**-25).logit()  # as the difference of two Gumbel samples
+        torch.sigmoid((probability.logit() + noise) * self._temperature, out=self._relaxed.flat)
+
+    def _flat(self, values: Sequence[Tensor]) -> Tensor:
+        """One value for each weight, [N], in the order of the probabilities."""
+        flat = FlatWeights(self.masks)
+        flat.copy_(values)
+        return flat.flat
+
+    def state_dict(self):
+        return super().state_dict() | {
+            "probabilities": [p.clone() for p in self._probabilities.layers],
+            "adam": self._adam.state_dict(),
+            "temperature": self._temperature,
+            "seed": self._seed,
+            "settled": self.settled,
+        }
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._probabilities.copy_(state["probabilities"])
+        self._adam.load_state_dict(state["adam"])
+        self._temperature, self._seed, self.settled = state["temperature"], state["seed"], state["settled"]
+
+
+def keep_expected(probability: Tensor, kept: float) -> None:
+    """In place: `clip(p − v, 0, 1)` with the least v ≥ 0 that leaves a sum of at most `kept`; v by bisection."""
+    low = torch.zeros((), dtype=probability.dtype, device=probability.device)
+    high = probability.max()
+    for _ in range(torch.finfo(probability.dtype).bits):
+        middle = (low + high) / 2
+        above = (probability - middle).clamp_(0, 1).sum(dtype=torch.float64) > kept
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    fits = probability.clamp(0, 1).sum(dtype=torch.float64) <= kept
+    probability.sub_(high.masked_fill(fits, 0)).clamp_(0, 1)
+
+
+def most_probable(probability: Tensor, magnitude: Tensor, count: int) -> Tensor:
+    """Mask (bool, [N]) of the `count` largest of `probability` [N]; among equals those of larger `magnitude` [N]."""
+    order = magnitude.argsort(descending=True, stable=True)
+    chosen = order[probability[order].argsort(descending=True, stable=True)[:count]]
+    mask = torch.zeros_like(probability, dtype=torch.bool)
+    mask[chosen] = True
+    return mask
