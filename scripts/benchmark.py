@@ -1,17 +1,19 @@
 """What sparse training costs: whole steps, the projection alone, whole epochs, each beside what it is compared with.
 
-    python scripts/benchmark.py step [--model resnet20] [--methods st3,st3_sigma,naive] [--modes eager,compiled]
+    python scripts/benchmark.py step [--model resnet20] [--methods all|st3,rigl,naive] [--modes eager,compiled]
     python scripts/benchmark.py projection [--sizes 0.3e6,1e6,3e6,10e6,25.5e6,100e6]
-    python scripts/benchmark.py epoch [--root DIR]
+    python scripts/benchmark.py epoch [--methods st3,rigl] [--root DIR]
     python scripts/benchmark.py all [--out DIR]
 
 All contenders of a table run in one process and take turns: each round times every one of them, in an order that
 rotates by round, so that whatever else the machine does hits all alike. Ratios are taken within a round. The step runs
-at its steady state, the full sparsity. What a contender has computed is checked before its time is reported.
+at its steady state, the full sparsity; where a method updates its masks now and then, such steps are timed, too, and
+counted as often as they occur. What a contender has computed is checked before its time is reported.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import math
 import os
@@ -44,12 +46,14 @@ from st3.build import (
     make_step,
     read_facts,
 )
-from st3.config import Config, MethodConfig, load_config
+from st3.config import Config, MethodConfig, load_config, unknown_choice
 from st3.errors import UserError
 from st3.measure import SparsityMeter, layer_macs
 from st3.models import build_model
-from st3.sparsify import METHODS
+from st3.sparsify import METHODS, Sparsifier
 from st3.sparsify.flat_weights import FlatWeights
+from st3.sparsify.methods.st3 import ST3
+from st3.sparsify.methods.str_ import STR
 from st3.sparsify.projections import sigma
 from st3.sparsify.thresholds import quantile
 from st3.training.distributed import SINGLE
@@ -62,24 +66,40 @@ from st3.training.state import TrainingState
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SPARSITY = 0.9
+HORIZON = 10_000
+"""Steps among which those that update masks are counted."""
+
+SETTINGS = {"str": {"threshold_init": -2.0}}
+"""Where the published ones start far from the full sparsity."""
+
+NOTES = {
+    "gmp": "its masks change only while the sparsity rises, by a quantile as hard_ste takes in each step; not timed.",
+    "str": "its thresholds start at sigmoid(−2), the 90 % quantile of a new ResNet-20; the zeros are what comes of it.",
+    "probmask": "timed while masks are drawn in every step; the zeros are those of the hard masks of one step more.",
+    "set": "what it grows is 0 until it has a gradient, so that there may be more zeros than asked for.",
+    "acdc": "in a compressed phase, where its masks stay; the steps between phases are not timed.",
+    "naive": "ST-3 with an autograd function in every layer and a full sort read by the host.",
+}
+"""What is timed, where the name of a method does not say it."""
 
 # Sizes where the command line is silent. "cpu" and "cuda" are for tables, "quick" shows that everything works.
 DEFAULTS = {
     "quick": {
-        "model": "resnet20", "batch": 8, "image_size": 16, "classes": 10, "methods": "st3,st3_sigma,naive",
-        "modes": "eager,captured", "rounds": 2, "steps": 1, "sizes": "2e4,2e5", "train_images": 64, "val_images": 16,
-        "test_images": 32,
+        "model": "resnet20", "batch": 8, "image_size": 16, "classes": 10,
+        "methods": {"step": "st3,st3_sigma,rigl,naive", "epoch": "st3"}, "modes": "eager,captured", "rounds": 2,
+        "steps": 1, "sizes": "2e4,2e5", "train_images": 64, "val_images": 16, "test_images": 32,
     },
     "cpu": {
-        "model": "resnet20", "batch": 128, "image_size": 32, "classes": 10, "methods": "st3,st3_sigma,naive",
-        "modes": "eager,captured", "rounds": {"step": 15, "projection": 7, "epoch": 3}, "steps": 10,
-        "sizes": "0.3e6,1e6,3e6,10e6,25.5e6", "train_images": 5_760, "val_images": 640, "test_images": 1_280,
+        "model": "resnet20", "batch": 128, "image_size": 32, "classes": 10,
+        "methods": {"step": "all", "epoch": "st3"}, "modes": "eager,captured",
+        "rounds": {"step": 30, "projection": 7, "epoch": 3}, "steps": 5, "sizes": "0.3e6,1e6,3e6,10e6,25.5e6",
+        "train_images": 5_760, "val_images": 640, "test_images": 1_280,
     },
     "cuda": {
-        "model": "resnet20", "batch": 128, "image_size": 32, "classes": 10, "methods": "st3,st3_sigma,naive",
-        "modes": "eager,compiled,captured,compiled+captured", "rounds": {"step": 15, "projection": 15, "epoch": 10},
-        "steps": 10, "sizes": "0.3e6,1e6,3e6,10e6,25.5e6,100e6", "train_images": 50_000, "val_images": 5_000,
-        "test_images": 10_000,
+        "model": "resnet20", "batch": 128, "image_size": 32, "classes": 10,
+        "methods": {"step": "all", "epoch": "st3"}, "modes": "eager,compiled,captured,compiled+captured",
+        "rounds": {"step": 15, "projection": 15, "epoch": 10}, "steps": 10,
+        "sizes": "0.3e6,1e6,3e6,10e6,25.5e6,100e6", "train_images": 50_000, "val_images": 5_000, "test_images": 10_000,
     },
 }  # fmt: skip
 
@@ -192,24 +212,85 @@ def load(*overrides: str) -> Config:
         return load_config(compose("config", list(overrides)))
 
 
-def make_training(config: Config, precision: Precision) -> Training:
-    """What `st3.run` makes of `config`. `method=dense` has nothing attached to its optimizer."""
+def method_names(text: str, peers: Sequence[str] = ()) -> list[str]:
+    """What the command line asks for, after `dense`. "all" is every method and the `peers`, which are none of them.
+
+    Raises `UserError` for what is neither.
+    """
+    known = [*METHODS, *peers]
+    names = known if text == "all" else text.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(unknown_choice("--methods", name, [*known, "all"]))
+    return list(dict.fromkeys(["dense", *names]))
+
+
+def make_training(config: Config, method: str, precision: Precision) -> Training:
+    """What `st3.run` makes of `config` and `method`. "dense" has nothing attached to its optimizer."""
+    config = replace(config, method=MethodConfig(name=method, **SETTINGS.get(method, {})))
     facts = read_facts(config)
     plan = make_plan(config, facts)
     size = config.dataset.image_size
     with torch.device("meta"):
         macs = layer_macs(make_model(config, facts), (config.dataset.channels, size, size))
-    execution = choose_execution(config, plan, precision, SINGLE, sum(macs.values()))
     seed_everything(config.seed, 0)
     model = make_model(config, facts).to(precision.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(config, model)
     sparsifier = make_sparsifier(config, plan, model, macs)
-    if config.method.name != "dense":
+    if method != "dense":
         sparsifier.attach(optimizer)
+    execution = choose_execution(config, plan, precision, SINGLE, sum(macs.values()), sparsifier.steps_differ)
     state = TrainingState(model, optimizer, sparsifier, precision.scaler())
     step = make_step(config, state, plan, precision, execution, SINGLE)
     parts = {"compiled": execution.compile, "captured": execution.capture}
     return Training(plan, state, step, macs, "+".join(part for part, on in parts.items() if on) or "eager")
+
+
+def update_steps(sparsifier: Sparsifier) -> list[int]:
+    """Those of `HORIZON` steps in which the masks are updated; none where that is so in every step."""
+    if sparsifier.steps_differ:
+        return []
+    now, found = sparsifier.step, []
+    for step in range(HORIZON, 2 * HORIZON):
+        sparsifier.step = step
+        if sparsifier.changes:
+            found.append(step)
+    sparsifier.step = now
+    return found
+
+
+def ordinary_step(training: Training, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A step that updates no masks, if there are such. Returns the loss."""
+    sparsifier = training.state.sparsifier
+    if sparsifier.changes:
+        sparsifier.step += 1
+    return training.step([batch], training.plan.lr)
+
+
+def final_step(training: Training, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A step after which zeros can be counted: what has been grown moves, masks that are drawn become hard."""
+    sparsifier = training.state.sparsifier
+    if sparsifier.steps_differ:
+        sparsifier.step = sparsifier.method.until - 1
+    return ordinary_step(training, batch)
+
+
+def check_weights(name: str, training: Training) -> dict:
+    """Counts of the exact zeros in the network.
+
+    Raises `UserError` where they are not those that its method asks for.
+    """
+    state, sparsifier = training.state, training.state.sparsifier
+    method, raw = sparsifier.method, sparsifier.raw_weights()
+    if not sparsifier.sparsity:
+        return {"zeros": int(sparsifier.zeros().sum()), "weights": sparsifier.prunable}
+    sparse = [state.model.get_submodule(layer).weight.detach() for layer in raw]
+    if masks := sparsifier.state_dict()["method"].get("masks"):
+        return check_masks(name, sparse, raw.values(), masks)
+    if isinstance(method, STR):
+        return check_thresholds(name, sparse, raw.values(), sparsifier.thresholds())
+    by_sigma = isinstance(method, ST3) and method.layer_sigma
+    return check_zeros(name, sparse, raw.values(), [sigma(w.shape) if by_sigma else 1.0 for w in sparse])
 
 
 def check_zeros(name: str, sparse: Sequence[Tensor], raw: Sequence[Tensor], scales: Sequence[float]) -> dict:
@@ -226,6 +307,34 @@ def check_zeros(name: str, sparse: Sequence[Tensor], raw: Sequence[Tensor], scal
     if abs(found - wanted) > 1:
         raise UserError(f"{name} leaves {found:,} exact zeros of {ordered.numel():,}, not {wanted:,}: nothing reported")
     return {"zeros": found, "zeros_expected": wanted, "weights": ordered.numel()}
+
+
+def check_masks(name: str, sparse: Sequence[Tensor], raw: Sequence[Tensor], masks: Sequence[Tensor]) -> dict:
+    """Counts of the exact zeros in `sparse` and of those that the sparsity asks for.
+
+    `masks` must have so many zeros, but for magnitudes that tied, and `sparse` must be `raw` times them. What is kept
+    may be 0 as well: a weight that was grown and has had no gradient yet.
+
+    Raises `UserError` where that is not so.
+    """
+    total, masked = sum(m.numel() for m in masks), sum(int((m == 0).sum()) for m in masks)
+    wanted = math.floor((total - 1) * SPARSITY) + 1
+    if abs(masked - wanted) > max(1, 1e-6 * total):
+        raise UserError(f"{name} masks {masked:,} weights of {total:,}, not {wanted:,}: nothing reported")
+    if not all(torch.equal(s, w * m) for s, w, m in zip(sparse, raw, masks, strict=True)):
+        raise UserError(f"{name} trains other weights than its masks leave: nothing reported")
+    return {"zeros": sum(int((s == 0).sum()) for s in sparse), "zeros_expected": wanted, "weights": total}
+
+
+def check_thresholds(name: str, sparse: Sequence[Tensor], raw: Sequence[Tensor], thresholds: Tensor) -> dict:
+    """Counts of the exact zeros in `sparse`, however many these `thresholds` [layers] make of `raw`.
+
+    Raises `UserError` where there are others.
+    """
+    for weight, before, threshold in zip(sparse, raw, thresholds, strict=True):
+        if not torch.equal(weight == 0, before.abs() <= threshold):
+            raise UserError(f"{name} leaves other exact zeros than its thresholds say: nothing reported")
+    return {"zeros": sum(int((w == 0).sum()) for w in sparse), "weights": sum(w.numel() for w in sparse)}
 
 
 # ST-3 as research code writes it: the peer ----------------------------------------------------------------------------
@@ -309,24 +418,29 @@ class StepContender:
         parts = mode.split("+")
         self.captured = "captured" in parts
         config = replace(
-            config,
-            method=MethodConfig(name="dense" if method == "naive" else method),
-            compile="on" if "compiled" in parts else "off",
-            capture="on" if self.captured else "off",
+            config, compile="on" if "compiled" in parts else "off", capture="on" if self.captured else "off"
         )
-        self._training = make_training(config, precision)
+        self.training = make_training(config, "dense" if method == "naive" else method, precision)
         # The wrapped layers keep their parameters, which is all that the optimizer knows.
-        self._naive = Naive(self._training.state.model, SPARSITY) if method == "naive" else None
+        self._naive = Naive(self.training.state.model, SPARSITY) if method == "naive" else None
+        self.interval: int | None = None
+        """Steps from one update of masks to the next; None where there are no such steps, or no others."""
 
     def __call__(self) -> None:
-        self.loss = self._training.step([self._batch], self._training.plan.lr)
+        """A step like nearly all."""
+        ordinary_step(self.training, self._batch)
         if self._naive:
             self._naive.update()
+
+    def update(self) -> None:
+        """A step that updates masks, where some do."""
+        self.training.state.sparsifier.step = next(self._updates)
+        self.training.step([self._batch], self.training.plan.lr)
 
     def warm_up(self) -> dict:
         """Step until steps take their usual time. Seconds until then, and bytes at the peak of one such step."""
         device, begin = self._precision.device, time.perf_counter()
-        while not self._training.step.warm:
+        while not self.training.step.warm:
             reset_peak_memory(device)  # so that the last one counts, where a captured step claims its memory
             self()
         self._precision.wait()
@@ -335,26 +449,22 @@ class StepContender:
             reset_peak_memory(device)
         for _ in range(2):  # the first projection comes after the first step
             self()
+        if steps := update_steps(self.training.state.sparsifier):
+            self.interval, self._updates = HORIZON // len(steps), itertools.cycle(steps)
+            self.update()
         self._precision.wait()
         return {"warm_up_seconds": seconds, "peak_bytes": peak_memory(device) if device.type == "cuda" else None}
 
     def check(self) -> dict:
         """What it has computed, as numbers. Raises `UserError` where that is wrong."""
-        loss, state = float(self.loss), self._training.state
+        loss = float(final_step(self.training, self._batch))
         if not math.isfinite(loss):
             raise UserError(f"{self.name} ends with the loss {loss}: nothing reported")
-        if self._naive:
-            weights = self._naive.weights
-            zeros = check_zeros(self.name, self._naive.sparse(), weights, [1.0] * len(weights))
-        elif state.sparsifier.sparsity:
-            raw = state.sparsifier.raw_weights()
-            sparse = [state.model.get_submodule(name).weight for name in raw]
-            by_sigma = state.sparsifier.method.layer_sigma
-            scales = [sigma(w.shape) if by_sigma else 1.0 for w in sparse]
-            zeros = check_zeros(self.name, sparse, raw.values(), scales)
-        else:
-            zeros = {"zeros": int(state.sparsifier.zeros().sum()), "weights": state.sparsifier.prunable}
-        return {"loss": loss, **zeros}
+        if not self._naive:
+            return {"loss": loss, **check_weights(self.name, self.training)}
+        self._naive.update()
+        weights = self._naive.weights
+        return {"loss": loss, **check_zeros(self.name, self._naive.sparse(), weights, [1.0] * len(weights))}
 
 
 def step_section(args: argparse.Namespace, precision: Precision) -> Section:
@@ -372,9 +482,10 @@ def step_section(args: argparse.Namespace, precision: Precision) -> Section:
     batch = images.to(precision.device, memory_format=torch.channels_last), labels
     if "compiled" in args.modes:
         torch.compile(torch.relu)(batch[0])  # the compiler's own start is nobody's warm-up
+    methods = method_names(args.methods, peers=["naive"])
     makers, results = {}, {}
     for mode in args.modes.split(","):
-        for method in dict.fromkeys(["dense", *args.methods.split(",")]):
+        for method in methods:
             make = partial(StepContender, config, method, mode, batch, precision)
             name = f"{method}, {mode}"
             result = results[name] = {"contender": name, "method": method, "mode": mode}
@@ -386,12 +497,20 @@ def step_section(args: argparse.Namespace, precision: Precision) -> Section:
                     raise
                 result["reason"] = str(error).partition("\n")[0]
     contenders = {name: make() for name, make in makers.items()}
-    for contender in contenders.values():
+    timed, calls = {}, {}
+    for name, contender in contenders.items():
         contender.warm_up()
-    calls = dict.fromkeys(contenders, args.steps)
-    seconds = take_turns(contenders, args.rounds, calls, precision.wait)
+        timed[name], calls[name] = contender, args.steps
+        if contender.interval:
+            timed[f"{name}, update"], calls[f"{name}, update"] = contender.update, 1
+    seconds = take_turns(timed, args.rounds, calls, precision.wait)
     for name, contender in contenders.items():
         result, dense = results[name], f"dense, {results[name]['mode']}"
+        if contender.interval:
+            ordinary, updating = seconds[name], seconds[f"{name}, update"]
+            result |= {"ordinary_seconds": spread(ordinary), "update_seconds": spread(updating)}
+            result["update_interval"] = contender.interval
+            seconds[name] = [a + (b - a) / contender.interval for a, b in zip(ordinary, updating, strict=True)]
         result |= {"seconds": spread(seconds[name]), **contender.check()}
         result["images_per_second"] = args.batch / result["seconds"]["median"]
         if dense in seconds:
@@ -404,6 +523,11 @@ def step_section(args: argparse.Namespace, precision: Precision) -> Section:
         "method": lambda result: result["method"],
         **times("seconds"),
         "× dense (middle half)": lambda result: ratio(result, "to_dense"),
+        "updating masks, ms": lambda result: (
+            f"{_digits(1e3 * result['update_seconds']['median'])}, 1 step in {result['update_interval']:,}"
+            if "update_seconds" in result
+            else "–"
+        ),
         "images/s": lambda result: f"{result['images_per_second']:,.0f}",
         "warm-up, s": lambda result: f"{result['warm_up_seconds']:.2f}",
         "exact zeros": lambda result: f"{result['zeros']:,} of {result['weights']:,}",
@@ -412,6 +536,7 @@ def step_section(args: argparse.Namespace, precision: Precision) -> Section:
         f"n = {args.rounds} rounds of {args.steps} steps of every contender; ratios within a round.",
         "A step: forward, loss, backward, clipping to norm 3, SGD with momentum and weight decay, projection; "
         f"sparsity {SPARSITY} throughout, one resident random batch, channels_last.",
+        "Updating masks: a step that does, called once in each round; all other times count it as often as it occurs.",
         "Warm-up: each contender alone, until its steps take their usual time; compiling from empty caches.",
     ]
     if precision.device.type == "cuda":
@@ -419,9 +544,8 @@ def step_section(args: argparse.Namespace, precision: Precision) -> Section:
         columns["over dense, MB (in fp32 weights)"] = lambda result: (
             f"{result['extra_bytes'] / 1e6:,.1f} ({result['extra_in_weights']:.2f})" if "extra_bytes" in result else "–"
         )
-        notes.append("Peak: allocated in one step of the contender alone; of a captured one while it is captured.")
-    if "naive" in args.methods:
-        notes.append("naive: ST-3 with an autograd function in every layer and a full sort read by the host.")
+        notes.append("Peak: allocated in a step of the contender alone; of a captured one also while it is captured.")
+    notes += [f"{method}: {NOTES[method]}" for method in methods if method in NOTES]
     settings = _settings(args, "model batch image_size classes rounds steps", precision)
     title = f"A training step: {args.model}, {args.image_size}×{args.image_size}, batch {args.batch}, {precision.name}"
     return Section(title, settings, notes, list(results.values()), columns)
@@ -650,9 +774,7 @@ def epoch_section(args: argparse.Namespace, precision: Precision) -> Section:
         f"sparsity={SPARSITY}", f"precision={precision.name}", f"device={precision.device}",
     )  # fmt: skip
     images = make_data(config, precision.device)
-    trainings = {
-        name: make_training(replace(config, method=MethodConfig(name=name)), precision) for name in ("dense", "st3")
-    }
+    trainings = {name: make_training(config, name, precision) for name in method_names(args.methods)}
     data_seconds = {name: [] for name in trainings}
 
     def one_epoch(name: str) -> None:
@@ -670,18 +792,14 @@ def epoch_section(args: argparse.Namespace, precision: Precision) -> Section:
     seconds = take_turns(contenders, args.rounds, dict.fromkeys(contenders, 1), precision.wait)
     results = []
     for name, training in trainings.items():
-        sparsifier, plan = training.state.sparsifier, training.plan
+        plan = training.plan
         result = {"contender": name, "execution": training.execution, "seconds": spread(seconds[name])}
         result["images_per_second"] = spread([plan.steps_per_epoch * plan.batch_size / s for s in seconds[name]])
         result["data_share"] = ratios(data_seconds[name], seconds[name])
         result |= {"to_dense": ratios(seconds[name], seconds["dense"]), "first_epoch_seconds": first[name][0]}
         result |= {"warm_up_seconds": training.state.warmup_seconds, "scores": training.state.scores}
-        result |= {"zeros": int(sparsifier.zeros().sum()), "weights": sparsifier.prunable}
-        if name != "dense":
-            raw = sparsifier.raw_weights()
-            sparse = [training.state.model.get_submodule(layer).weight for layer in raw]
-            result |= check_zeros(name, sparse, raw.values(), [1.0] * len(sparse))
-        results.append(result)
+        final_step(training, next(iter(images.train.epoch(0))))
+        results.append(result | check_weights(name, training))
     columns = {
         "method": lambda result: result["contender"],
         "steps": lambda result: result["execution"],
@@ -702,6 +820,11 @@ def epoch_section(args: argparse.Namespace, precision: Precision) -> Section:
         "without writing files; images/s counts the training images only.",
         "Compiling and capturing as the command decides for a run of full length.",
     ]
+    for name, training in trainings.items():
+        if steps := update_steps(training.state.sparsifier):
+            every, length = HORIZON // len(steps), training.plan.steps_per_epoch
+            notes.append(f"{name}: updates its masks every {every:,} steps; an epoch has {length:,}.")
+    notes += [f"{method}: {NOTES[method]}" for method in trainings if method in NOTES]
     settings = _settings(args, "rounds", precision)
     settings |= dict(zip(("train_images", "val_images", "test_images"), counts, strict=True), random=not args.root)
     title = f"An epoch of recipe=cifar10_resnet20, batch {config.batch_size}, {precision.name}"
@@ -730,13 +853,14 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works")
     step = commands.add_parser("step", parents=[common], help="whole training steps")
     step.add_argument("--model", help="a model of configs/model/, or a name that model.name takes")
-    step.add_argument("--methods", help="besides dense: st3, st3_sigma, naive")
+    step.add_argument("--methods", help="besides dense: all, or names of methods and naive, ST-3 with wrapped layers")
     step.add_argument("--modes", help="eager, compiled, captured, compiled+captured")
     for name in ("batch", "image-size", "classes", "steps"):
         step.add_argument(f"--{name}", type=int)
     projection = commands.add_parser("projection", parents=[common], help="threshold and projection alone")
     projection.add_argument("--sizes", help="numbers of weights")
     epoch = commands.add_parser("epoch", parents=[common], help="whole epochs of the CIFAR-10 recipe")
+    epoch.add_argument("--methods", help="besides dense: all, or names of methods")
     everything = commands.add_parser("all", parents=[common], help="all of them, at the sizes for this device")
     for each in (epoch, everything):
         each.add_argument("--root", type=Path, help="CIFAR-10 as image files, root/train/CLASS/FILE; default: random")
@@ -750,15 +874,21 @@ def _tasks(args: argparse.Namespace, device: torch.device) -> list[tuple[str, ar
     def settled(section: str, **given) -> tuple[str, argparse.Namespace]:
         values = {"root": None, **defaults, **given}
         values |= {name: value for name, value in vars(args).items() if value is not None}
-        if isinstance(values["rounds"], dict):
-            values["rounds"] = values["rounds"][section]
+        values = {name: value.get(section) if isinstance(value, dict) else value for name, value in values.items()}
         return section, argparse.Namespace(**values)
 
     if args.command != "all":
         return [settled(args.command)]
     steps = [settled("step")]
     if device.type == "cuda" and not args.quick:
-        large = {"model": "resnet50", "batch": 256, "image_size": 224, "classes": 1000, "modes": "eager,compiled"}
+        large = {
+            "model": "resnet50",
+            "batch": 256,
+            "image_size": 224,
+            "classes": 1000,
+            "modes": "eager,compiled",
+            "methods": "st3,st3_sigma,naive",
+        }
         steps.insert(0, settled("step", **large))
     return [*steps, settled("projection"), settled("epoch")]
 
