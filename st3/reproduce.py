@@ -6,11 +6,16 @@ table, also on machines that share the folder: a lock beside each run directory 
 several GPUs is used by starting one command for each:
 
     for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu python -m st3.reproduce cifar10_resnet20 & done; wait
+
+and so is Slurm, where one command for each GPU is an array of jobs:
+
+    sbatch --array=0-7 --gpus=1 --wrap "python -m st3.reproduce cifar10_resnet20"
 """
 
 import argparse
 import fcntl
 import json
+import math
 import os
 import re
 import shlex
@@ -23,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,6 +89,19 @@ class Task:
 
 _OURS = {"seed": "--seeds", "run_dir": "--out", "dry_run": "--dry-run", "sparsity": "the points of the table"}
 """Settings that no override may touch, and what says them."""
+
+
+def chosen(rows: Sequence[Row], patterns: Sequence[str] | None) -> list[Row]:
+    """Those that one of the shell patterns matches, in the order of the table; None: all. Case does not matter.
+
+    Raises `UserError` for a pattern that matches none.
+    """
+    if patterns is None:
+        return list(rows)
+    for pattern in patterns:
+        if not any(fnmatchcase(row.slug, pattern.lower()) for row in rows):
+            raise UserError(f"--rows {pattern} is none of {', '.join(row.slug for row in rows)}")
+    return [row for row in rows if any(fnmatchcase(row.slug, pattern.lower()) for pattern in patterns)]
 
 
 def plan(rows: Sequence[Row], extra: Sequence[str], seeds: Sequence[int], out: Path) -> list[Task]:
@@ -148,12 +167,20 @@ def images(config: Config) -> int:
 
 
 def describe_cost(tasks: Sequence[Task], images_per_second: float | None, known: dict[str, int]) -> str:
-    """In exaMACs, and in hours where a rate is given."""
+    """In MACs, and in hours where a rate is given."""
     configs = [task.config for task in tasks if task.config]
-    text = f"{sum(training_macs(config, known) for config in configs) / 1e18:.3g} exaMACs"
+    text = f"{_prefixed(sum(training_macs(config, known) for config in configs))}MACs"
     if images_per_second:
         text += f", {sum(map(images, configs)) / images_per_second / 3600:.3g} h at {images_per_second:g} images/s"
     return text
+
+
+def _prefixed(number: int) -> str:
+    """Three digits and an SI prefix: 27.5 tera."""
+    prefixes = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta", "yotta")
+    rounded = float(f"{number:.2e}")
+    power = min(int(math.log10(rounded)) // 3, len(prefixes) - 1) if rounded >= 1 else 0
+    return f"{rounded / 1000**power:.3g} {prefixes[power]}"
 
 
 # Who does it ----------------------------------------------------------------------------------------------------------
@@ -252,7 +279,7 @@ def run_all(tasks: Sequence[Task], jobs: int, say: Callable[[str], None]) -> Out
         while waiting or running:
             while waiting and len(running) < jobs:
                 task = waiting.popleft()
-                done, error = _state(task)
+                done, error = state_of(task)
                 lock = None
                 if not done and not error:
                     lock = Lock.acquire(task.lock)
@@ -260,7 +287,7 @@ def run_all(tasks: Sequence[Task], jobs: int, say: Callable[[str], None]) -> Out
                         outcome.held.append((task, lock.by))
                         say(f"{numbers[task.run_dir]}: left to {lock.by}")
                         continue
-                    done, error = _state(task)  # once more: it may have been finished before the lock was free
+                    done, error = state_of(task)  # once more: it may have been finished before the lock was free
                 if done or error:
                     if lock:
                         lock.release()
@@ -282,7 +309,7 @@ def run_all(tasks: Sequence[Task], jobs: int, say: Callable[[str], None]) -> Out
     return outcome
 
 
-def _state(task: Task) -> tuple[bool, str | None]:
+def state_of(task: Task) -> tuple[bool, str | None]:
     """Whether it is done, and what speaks against doing it."""
     if task.error:
         return False, task.error
@@ -312,7 +339,7 @@ def _start(task: Task, lock: Lock) -> _Job:
 
 def _error(job: _Job) -> str | None:
     """Why an ended run is not finished."""
-    done, error = _state(job.task)
+    done, error = state_of(job.task)
     code = job.process.returncode
     if code == 0 and done:
         return None
@@ -354,7 +381,7 @@ def _stop(jobs: Sequence[_Job]) -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """What asks a process to end is an interruption, so that no run is left behind."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
@@ -374,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 when a run is broken, 2 for a mistake in what was typed, 130 when interrupted."""
     options = _parser().parse_intermixed_args(arguments)
     try:
-        with _stoppable():
+        with stoppable():
             return _reproduce(options)
     except UserError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
@@ -388,11 +415,12 @@ def _reproduce(options: argparse.Namespace) -> int:
     table = _find_table(options.table)
     out = Path(options.out or Path("outputs", "tables", table.name))
     if options.report_only:
-        if options.overrides:
-            raise UserError(f"--report-only trains nothing: leave out {shlex.join(options.overrides)}")
+        if options.overrides or options.rows:
+            given = shlex.join(options.overrides) or "--rows"
+            raise UserError(f"--report-only trains nothing and shows all: leave out {given}")
         _report(table, out)
         return 0
-    rows = [row for row in table.rows if row.method in METHODS]
+    rows = chosen([row for row in table.rows if row.method in METHODS], options.rows)
     if missing := list(dict.fromkeys(r.method for r in table.rows if r.method and r.method not in METHODS)):
         comment = "# " if options.dry_run else ""
         print(f"{comment}not among the methods of st3, published figures only: {', '.join(missing)}")
@@ -449,14 +477,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("table", metavar="TABLE")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="said to st3-train in every row: epochs=5")
+    parser.add_argument(
+        "--rows", type=_patterns, metavar="NAME,…", help="only some, by shell patterns: 'dense*,st-3*,*-90,*-95'"
+    )
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="runs of each row (default 0)")
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at once (default 1)")
+    parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="runs at once (default 1)")
     parser.add_argument("--out", metavar="DIR", help="where the runs are (default outputs/tables/TABLE)")
-    parser.add_argument("--images-per-second", type=_rate, metavar="R", help="a measured rate, to estimate hours")
+    parser.add_argument("--images-per-second", type=positive, metavar="R", help="a measured rate, to estimate hours")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print every command and what it costs")
     instead.add_argument("--report-only", action="store_true", help="write the report from the runs that are there")
     return parser
+
+
+def _patterns(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _seeds(text: str) -> list[int]:
@@ -466,13 +501,13 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _count(text: str) -> int:
+def positive_int(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
 
 
-def _rate(text: str) -> float:
+def positive(text: str) -> float:
     if not 0 < float(text) < float("inf"):
         raise ValueError
     return float(text)

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Console entry. What the user can mend ends in one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
-    started = datetime.now()
-    composing, exit_code = True, 0
+    started, process = datetime.now(), os.getpid()
+    launcher, composing, exit_code = "", True, 0
 
     @hydra.main(config_path=config_path(), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
@@ -46,29 +47,43 @@ def main() -> None:
             print(f"\n[{number}] {' '.join(overrides)}", flush=True)
         try:
             config = load_config(composed)
-            run(config, overrides, _default_dir(config, started, number))
+            directory = _default_dir(config, started, number)
+            if os.getpid() != process and config.run_dir is None:  # preempted and queued again, it shall continue
+                config = replace(config, run_dir=str(directory))
+            run(config, overrides, directory)
         except LonelyError as error:
             _complain(error)
             os._exit(2)  # at once, without the rest of a sweep: nothing less ends the others
         except UserError as error:  # the other jobs of a sweep go on
             exit_code = 2
             _complain(error)
+            if os.getpid() != process:  # a launcher's: what this process sets here is lost, what it raises is not
+                raise UserError(f"[{number}] {error}") from error
         except BrokenPipeError:  # st3-train … | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             exit_code = 128 + signal.SIGPIPE
 
     try:
+        launcher = _chosen_launcher(started)
         with tempfile.TemporaryDirectory() as scratch:
             os.environ["ST3_SCRATCH"] = scratch  # where Hydra may write before anything is checked
             job()
     except (HydraException, OmegaConfBaseException) as error:
         _complain(in_one_line(error))
         _exit(2)
+    except UserError as error:
+        _complain(error)
+        _exit(2)
     except ValueError as error:
-        if not composing:
+        if launcher or not composing:  # a defect, perhaps one that a launcher's process has met
             raise
         _complain(f"{in_one_line(error)} (in {' '.join(sys.argv[1:])})")  # model=null and the like
         _exit(2)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("submitit"):
+            raise
+        _complain(f"{' '.join(str(error).splitlines()[:2])}; the other jobs go on")  # killed: it has sent nothing back
+        _exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     if exit_code:
@@ -91,8 +106,28 @@ def _default_dir(config: "Config", started: datetime, number: int | None) -> Pat
     """Below outputs/, named by time and content; job `number` of a sweep goes into the sweep's folder."""
     name = f"{config.model.name}-{config.dataset.name}-{config.method.name}-{config.target_sparsity:g}-s{config.seed}"
     name = re.sub(r"[^\w.=-]+", "_", name)
-    when = f"{started:%Y%m%d-%H%M%S}"
-    return Path("outputs", f"{when}-{name}") if number is None else Path("outputs", f"{when}-sweep", f"{number}-{name}")
+    if number is None:
+        return Path("outputs", f"{started:%Y%m%d-%H%M%S}-{name}")
+    return _sweep_dir(started) / f"{number}-{name}"
+
+
+def _sweep_dir(started: datetime) -> Path:
+    return Path("outputs", f"{started:%Y%m%d-%H%M%S}-sweep")
+
+
+def _chosen_launcher(started: datetime) -> str:
+    """The hydra/launcher=… that was typed, or nothing. Submitit is told where to keep its files.
+
+    Raises `UserError` where there is no sweep.
+    """
+    launcher = next((each for each in sys.argv if each.startswith("hydra/launcher=")), "")
+    if launcher and not {"-m", "--multirun"} & set(sys.argv):
+        raise UserError(f"{launcher} has no effect on a single run: add -m")
+    if "=submitit" in launcher:
+        logs = _sweep_dir(started) / "submitit"  # in the working directory, which the other machines see, too
+        sys.argv.append(f"hydra.launcher.submitit_folder={logs}")
+        print(f"jobs go to {launcher}; what they say is in {logs}/", flush=True)
+    return launcher
 
 
 def _is_first_process() -> bool:
@@ -118,6 +153,12 @@ def in_one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and choice.startswith("submitit"):
+            return f"{group}={choice} is not installed: pip install hydra-submitit-launcher"
+        if group.partition("/")[0] == "recipe":  # also in folders, which Hydra takes for groups of their own
+            folder = Path(config_path(), "recipe")
+            recipes = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+            return unknown_choice("recipe", error.missing_cfg_file.removeprefix("recipe/"), recipes)
         if group == "model":
             from st3.models import model_names
 

@@ -318,6 +318,14 @@ def execution(precision="bf16", device=GPU, processes=SINGLE, macs=SMALL, steps_
     return choose_execution(config, plan, Precision(precision, device), processes, macs, steps_differ)
 
 
+def test_images_are_decoded_on_a_gpu_only_where_there_is_one():
+    dataset = replace(fake_dataset(channels=3, mean=[0.5] * 3, std=[0.5] * 3), name="folder", decode="gpu")
+    dataset = replace(dataset, augment="random_resized_crop")
+    assert execution(device=GPU, dataset=dataset).capture
+    with pytest.raises(UserError, match=r"dataset\.decode=gpu needs a CUDA device, not cpu"):
+        execution(device=CPU, dataset=dataset)
+
+
 @pytest.mark.parametrize(
     ("setting", "device", "precision", "processes", "macs", "captured", "because"),
     [

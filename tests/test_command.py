@@ -1,5 +1,6 @@
 """The real command: in this process where only its words matter, as a process of its own where that matters."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from hydra.errors import MissingConfigException
 from PIL import Image
 from safetensors.torch import load_file
 
 from st3.data import build_data
 from st3.models import build_model
-from st3.train import main
+from st3.train import config_path, in_one_line, main
 
 TINY = [
     "dataset=fake",
@@ -76,6 +78,11 @@ def files_below(folder: Path) -> set[str]:
         ("dataset=cifar10 dataset.root=nowhere dataset.download=false", "dataset.root=nowhere"),
         ("precision=fp16 device=cpu", "precision=fp16 needs a CUDA device"),
         ("device=tpu", "device=tpu is not known"),
+        (
+            "dataset=imagenet dataset.decode=gpu device=cpu dry_run=true",
+            "dataset.decode=gpu needs a CUDA device, not cpu",
+        ),
+        ("dataset=cifar10 dataset.cache=DIR dry_run=true", "dataset.cache=DIR has no effect with cifar10"),
         ("model=resnet5O", "did you mean resnet56, resnet50"),
         ("model.name=resnet5O", "did you mean resnet56, resnet50"),
         ("model=densenet121", "write model.name=densenet121"),
@@ -87,6 +94,11 @@ def files_below(folder: Path) -> set[str]:
         ("method.include=[foo*]", "method.include: no Conv2d or Linear layer is named like 'foo*'"),
         ("optimizer=adamw optimizer.momentum=0.9", "has no effect with optimizer.name=adamw"),
         ("recipe=cifar10", "recipe=cifar10 does not exist"),
+        (
+            "recipe=cifar10_resnet20/rigle",
+            "recipe=cifar10_resnet20/rigle does not exist: did you mean cifar10_resnet20/rigl",
+        ),
+        ("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_slurm has no effect on a single run: add -m"),
         ("sparsity==1", "Error parsing override"),
         ("run_dir=${nothing}", "nothing"),
         ("model=null", "model"),
@@ -145,7 +157,8 @@ def test_help_and_completion_answer_without_pytorch():
     environment = os.environ | {"COMP_LINE": "st3-train schedule=", "COMP_POINT": "19"}
     query = [*command, "-sc", "query=bash"]
     completion = subprocess.run(query, capture_output=True, text=True, check=True, env=environment).stdout
-    assert completion.split() == [f"schedule={name}" for name in ("acdc", "constant", "cubic", "cubic_cifar", "linear")]
+    options = sorted(path.stem for path in Path(config_path(), "schedule").glob("*.yaml"))
+    assert completion.split() == [f"schedule={option}" for option in options]
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------
@@ -267,6 +280,34 @@ def test_jobs_of_a_sweep_equal_single_runs(here, monkeypatch, capsys):
     alone, second, first = (load_file(here / name / "model.safetensors") for name in ("alone", "sweep/1", "sweep/0"))
     assert all(torch.equal(alone[name], second[name]) for name in alone)
     assert not torch.equal(first["fc.weight"], second["fc.weight"])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None,
+    reason="needs hydra-submitit-launcher: pip install '.[slurm]'",
+)
+def test_a_launcher_carries_jobs_to_other_processes_and_their_mistakes_back(here):
+    # What runs on Slurm with submitit_slurm, on this machine.
+    command = [sys.executable, "-m", "st3.train", "-m", "hydra/launcher=submitit_local", *TINY, "epochs=1"]
+    answer = subprocess.run([*command, "sparsity=1.5,0.8"], capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert "st3-train: error: [0] sparsity=1.5 lies outside [0, 1)" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    [sweep] = (here / "outputs").iterdir()
+    assert answer.stdout == (
+        f"jobs go to hydra/launcher=submitit_local; what they say is in outputs/{sweep.name}/submitit/\n"
+    )
+    run = sweep / "1-resnet20-fake-st3-0.8-s0"
+    assert {path.name for path in sweep.iterdir()} == {"submitit", run.name}
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["finished"], summary["sparsity_target"]) == (True, 0.8)
+    said = [path.read_text() for path in sorted((sweep / "submitit").glob("*.out"))]
+    assert sum("[1] dataset=fake " in text and "weights are zero" in text for text in said) == 1
+
+
+def test_a_launcher_that_is_not_installed_is_named():
+    error = MissingConfigException("…", missing_cfg_file="hydra/launcher/submitit_slurm", options=["basic"])
+    assert in_one_line(error) == ("hydra/launcher=submitit_slurm is not installed: pip install hydra-submitit-launcher")
 
 
 @pytest.mark.parametrize("options", [[], ["ema=0.9", "accumulate=2"]])

@@ -96,6 +96,37 @@ def test_a_method_that_st3_does_not_have_is_published_only(here, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
+    ("patterns", "rows"),
+    [
+        ("*-80", ["st-3-80", "linear-80"]),
+        ("linear*,dense-0", ["dense-0", "linear-80"]),  # in the order of the table, not of the patterns
+        ("ST-3*", ["st-3-80"]),
+        ("*", ["dense-0", "st-3-80", "linear-80"]),
+    ],
+)
+def test_rows_are_chosen_by_shell_patterns(patterns, rows, here, capsys):
+    assert main(["small.yaml", "--dry-run", "--rows", patterns, "--seeds", "0,4"]) == 0
+    out = capsys.readouterr().out
+    runs = [line.partition(" run_dir=outputs/tables/small/")[2] for line in out.splitlines() if line.startswith("py")]
+    assert runs == [f"{row}-s{seed}" for seed in (0, 4) for row in rows]
+    assert f"# {len(runs)} runs: " in out
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (0, "0 MACs"), (999, "999 MACs"), (1000, "1 kiloMACs"), (27_512_345_678_901, "27.5 teraMACs"),
+        (999_499_999_999, "999 gigaMACs"), (999_500_000_001, "1 teraMACs"), (3 * 10**21, "3 zettaMACs"),
+        (10**29, "1e+05 yottaMACs"),
+    ],
+)  # fmt: skip
+def test_a_cost_has_a_fitting_prefix(number, says, here, monkeypatch):
+    [task] = plan(load_table(here / "small.yaml").rows[:1], [], [0], Path("out"))
+    monkeypatch.setattr(reproduce, "training_macs", lambda config, known: number)
+    assert reproduce.describe_cost([task], None, {}) == says
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ("resnet50", "TABLE=resnet50 does not exist: did you mean resnet50_imagenet?"),
@@ -107,7 +138,11 @@ def test_a_method_that_st3_does_not_have_is_published_only(here, monkeypatch, ca
         ("small.yaml run_dir=x", "run_dir=x: write --out"),
         ("small.yaml sparsity=0.5", "sparsity=0.5: write the points of the table"),
         ("small.yaml dry_run=true", "dry_run=true: write --dry-run"),
-        ("small.yaml --report-only epochs=3", "--report-only trains nothing: leave out epochs=3"),
+        ("small.yaml --report-only epochs=3", "--report-only trains nothing and shows all: leave out epochs=3"),
+        ("small.yaml --report-only --rows *", "--report-only trains nothing and shows all: leave out --rows"),
+        ("small.yaml --rows st-4*", "--rows st-4* is none of dense-0, st-3-80, linear-80"),
+        ("small.yaml --rows dense*,unheard*", "--rows unheard* is none of dense-0, st-3-80, linear-80"),
+        ("small.yaml --rows ,", "--rows  is none of"),
         ("small.yaml --report-only", "outputs/tables/small does not exist: say with --out"),
         ("small.yaml --out small.yaml", "--out small.yaml cannot be created"),
     ],
@@ -214,6 +249,13 @@ def test_what_ends_without_a_result_is_broken(stub, here, capsys):
     (stub / "layers.csv").write_text("name,pruned,sparsity,macs,macs_dense\n")
     assert main(["small.yaml", "--out", "out"]) == 1
     assert "broken: Dense, seed 0: ended with code 0 and without a word" in capsys.readouterr().out
+
+
+def test_results_of_other_rows_stay_in_the_report(stub, here, capsys):
+    assert main(["small.yaml", "--out", "out", "--rows", "dense*"]) == 0
+    assert main(["small.yaml", "--out", "out", "--rows", "linear*"]) == 0
+    assert "2 runs in 2 of 4 rows" in capsys.readouterr().out
+    assert starts(here) == ["dense-0-s0", "linear-80-s0"]
 
 
 def test_a_report_alone_runs_nothing(stub, here, capsys):

@@ -15,7 +15,7 @@ from st3.data.loader import Loader
 from st3.data.memory import check_memory, decode_once
 from st3.errors import UserError
 
-__all__ = ["Data", "Loader", "build_data", "dataset_facts", "folders_used"]
+__all__ = ["Data", "Loader", "build_data", "check_options", "dataset_facts", "folders_used"]
 
 AUGMENTATIONS = "none", "crop", "crop_flip", "random_resized_crop"
 VAL_SEED = 0  # not the run's: every run holds out the same images
@@ -83,37 +83,14 @@ def build_data(
     Raises:
         UserError: an argument that does not fit the data, or data that are absent or damaged.
     """
-    if name not in DATASETS:
-        raise UserError(f"unknown dataset {name!r}: set dataset.name to one of {', '.join(sorted(DATASETS))}")
-    if augment not in AUGMENTATIONS:
-        raise UserError(f"unknown dataset.augment={augment}: set one of {', '.join(AUGMENTATIONS)}")
-    if augment == "random_resized_crop" and name not in FOLDERS:
-        raise UserError(f"dataset.augment={augment} reads image folders, not {name}: set dataset.augment=crop_flip")
-    if channels not in (1, 3):
-        raise UserError(f"dataset.channels={channels} is not supported: set dataset.channels=1 or 3")
-    for key, value in (("mean", mean), ("std", std)):
-        if len(value) != channels:
-            raise UserError(
-                f"dataset.{key} has {len(value)} numbers but dataset.channels={channels}: set dataset.mean and "
-                "dataset.std to one number per channel"
-            )
     device = torch.device(device)
-    streamed = augment == "random_resized_crop"
-    if decode not in DECODERS:
-        raise UserError(f"unknown dataset.decode={decode}: set one of {', '.join(DECODERS)}")
-    if decode == "gpu" and not streamed:
-        raise UserError(f"dataset.decode=gpu has no effect with dataset.augment={augment}: set dataset.decode=cpu")
-    if decode == "gpu" and channels != 3:
-        raise UserError(f"dataset.decode=gpu gives RGB, not dataset.channels={channels}: set dataset.decode=cpu")
+    check_options(
+        name, root=root, channels=channels, mean=mean, std=std, augment=augment, download=download, decode=decode,
+        cache=cache,
+    )  # fmt: skip
     if decode == "gpu" and device.type != "cuda":
         raise UserError(f"dataset.decode=gpu needs a CUDA device, not {device}: set dataset.decode=cpu")
-    if cache is not None and (streamed or name not in FOLDERS):
-        what = f"dataset.augment={augment}" if streamed else name
-        raise UserError(f"dataset.cache={cache} has no effect with {what}: set dataset.cache=null")
-    if download and name not in DOWNLOADED:
-        raise UserError(f"dataset.download=true has no effect on {name}: set dataset.download=false")
-    if root is not None and name in MADE_HERE:
-        raise UserError(f"dataset.root={root} has no effect on {name}: set dataset.root=null")
+    streamed = augment == "random_resized_crop"
 
     source = DATASETS[name](
         root=root,
@@ -155,6 +132,53 @@ def build_data(
         test=evaluation(source.test),
         classes=source.classes,
     )
+
+
+def check_options(
+    name: str,
+    *,
+    root: str | None,
+    channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: str,
+    download: bool,
+    decode: str,
+    cache: str | None,
+) -> None:
+    """What `build_data` would refuse of these whatever the data and the device are.
+
+    Raises:
+        UserError: an argument that does not fit the others, or has no effect with them.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}: set dataset.name to one of {', '.join(sorted(DATASETS))}")
+    if augment not in AUGMENTATIONS:
+        raise UserError(f"unknown dataset.augment={augment}: set one of {', '.join(AUGMENTATIONS)}")
+    streamed = augment == "random_resized_crop"
+    if streamed and name not in FOLDERS:
+        raise UserError(f"dataset.augment={augment} reads image folders, not {name}: set dataset.augment=crop_flip")
+    if channels not in (1, 3):
+        raise UserError(f"dataset.channels={channels} is not supported: set dataset.channels=1 or 3")
+    for key, value in (("mean", mean), ("std", std)):
+        if len(value) != channels:
+            raise UserError(
+                f"dataset.{key} has {len(value)} numbers but dataset.channels={channels}: set dataset.mean and "
+                "dataset.std to one number per channel"
+            )
+    if decode not in DECODERS:
+        raise UserError(f"unknown dataset.decode={decode}: set one of {', '.join(DECODERS)}")
+    if decode == "gpu" and not streamed:
+        raise UserError(f"dataset.decode=gpu has no effect with dataset.augment={augment}: set dataset.decode=cpu")
+    if decode == "gpu" and channels != 3:
+        raise UserError(f"dataset.decode=gpu gives RGB, not dataset.channels={channels}: set dataset.decode=cpu")
+    if cache is not None and (streamed or name not in FOLDERS):
+        what = f"dataset.augment={augment}" if streamed else name
+        raise UserError(f"dataset.cache={cache} has no effect with {what}: set dataset.cache=null")
+    if download and name not in DOWNLOADED:
+        raise UserError(f"dataset.download=true has no effect on {name}: set dataset.download=false")
+    if root is not None and name in MADE_HERE:
+        raise UserError(f"dataset.root={root} has no effect on {name}: set dataset.root=null")
 
 
 def dataset_facts(

@@ -7,7 +7,7 @@ sparsities: [0.8, 0.9]          for the series without points of their own
 series:
   - label: ST-3                 the name of its rows, and of its line in the plots
     method: st3                 method=st3; without `run: false` every series names one
-    overrides: [what this series says besides]
+    overrides: [what this series says besides, or instead]
     source: arXiv:2212.01076    where its published figures are from
     note: what a reader must know about this series
     run: false                  nothing here trains it: only its published figures are shown
@@ -133,7 +133,8 @@ def _row(what: str, entry: dict, common: list[str], sparsity: object, point: obj
         return Row(entry["label"], None, float(sparsity), (), published)
     own = [each for given in (entry, point) for each in _list(f"{what}: overrides", given.get("overrides", []))]
     overrides = (*common, f"method={entry['method']}", *own, f"sparsity={sparsity:g}")
-    return Row(entry["label"], entry["method"], float(sparsity), overrides, published)
+    said = {override.partition("=")[0]: override for override in overrides}  # the last word on a setting
+    return Row(entry["label"], entry["method"], float(sparsity), tuple(said.values()), published)
 
 
 def _keys(what: str, given: object, *, needed: set[str], allowed: set[str]) -> None:
