@@ -1,4 +1,4 @@
-"""What the README shows works as typed."""
+"""What the README and the documents beside it show works as typed."""
 
 import re
 from pathlib import Path
@@ -8,15 +8,22 @@ import pytest
 from st3.train import main
 
 README = Path(__file__).parents[1] / "README.md"
+DOCUMENTS = [README, *sorted(README.parent.glob("docs/*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language: str, path: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("st3-train ") and "=" in line and "-sc" not in line]
+    text = "\n".join(block for path in DOCUMENTS for block in blocks("bash", path))
+    lines = [line.split("  #")[0].strip() for line in text.replace("\\\n", " ").splitlines()]
+    elsewhere = "-sc", "hydra/launcher"  # in a shell, on Slurm
+    return [
+        line
+        for line in lines
+        if line.startswith("st3-train ") and "=" in line and not any(each in line for each in elsewhere)
+    ]
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
