@@ -138,15 +138,21 @@ def make_model(config: Config, facts: Facts) -> nn.Module:
 
 
 def make_method(config: Config, plan: Plan) -> Method:
-    """The method with the settings that the configuration makes, durations in steps."""
+    """The method with the settings that the configuration makes, durations in steps. Raises `UserError`."""
     method, given = METHODS[config.method.name], {}
     for field in fields(method):
         if (value := getattr(config.method, field.name, None)) is not None:
             given[field.name] = value
             if field.name in ("every", "until"):
-                given[field.name] = to_steps(
+                steps = to_steps(
                     value, f"method.{field.name}", steps_per_epoch=plan.steps_per_epoch, epochs=plan.epochs
                 )
+                if field.name == "until" and steps > plan.total_steps:
+                    raise UserError(
+                        f"method.until={value} (step {steps}) comes after the end of training (step "
+                        f"{plan.total_steps}): lower method.until or raise epochs"
+                    )
+                given[field.name] = steps
     return replace(method, **given)
 
 

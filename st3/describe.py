@@ -12,6 +12,7 @@ from st3.config import Config
 from st3.data import folders_used
 from st3.measure import LayerRow, format_table, totals
 from st3.sparsify import ST3, AlternatingPhases, PolynomialRamp
+from st3.sparsify.methods.probmask import ProbMask
 from st3.training.distributed import Processes
 from st3.training.plan import Plan
 from st3.training.precision import Precision
@@ -43,7 +44,8 @@ def describe_recipe(
         + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders),
         "method": _method(config, method),
         "pruned": _pruned(config, rows),
-        "sparsity": _sparsity(config, plan),
+        "sparsity": _sparsity(config, plan)
+        + (f"; masks are hard from step {method.until - 1:,} on" if isinstance(method, ProbMask) else ""),
         "steps": f"{plan.total_steps:,} optimizer steps: {plan.epochs} epochs of {plan.steps_per_epoch:,}, "
         f"batch {config.batch_size}" + (f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""),
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g} on Conv and Linear weights"

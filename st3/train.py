@@ -123,7 +123,7 @@ def _chosen_launcher(started: datetime) -> str:
     launcher = next((each for each in sys.argv if each.startswith("hydra/launcher=")), "")
     if launcher and not {"-m", "--multirun"} & set(sys.argv):
         raise UserError(f"{launcher} has no effect on a single run: add -m")
-    if "=submitit" in launcher:
+    if "=submitit" in launcher and not any(each.startswith("hydra.launcher.submitit_folder=") for each in sys.argv):
         logs = _sweep_dir(started) / "submitit"  # in the working directory, which the other machines see, too
         sys.argv.append(f"hydra.launcher.submitit_folder={logs}")
         print(f"jobs go to {launcher}; what they say is in {logs}/", flush=True)

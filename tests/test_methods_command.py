@@ -119,6 +119,7 @@ def test_the_target_is_met_wherever_the_ramp_ends(name, end, here, monkeypatch):
         ("method=feather method.exponent=0", "method.exponent=0 must be at least 1"),
         ("method=str schedule=constant method.threshold_decay=-1", "method.threshold_decay=-1 must not be negative"),
         ("method=probmask schedule=probmask schedule.end=95%", "method.until makes the mask hard before schedule.end"),
+        ("method=probmask schedule=probmask method.until=110%", "method.until=110% (step 26) comes after the end"),
         ("method=probmask schedule=acdc", "this method never becomes dense again: schedule=probmask"),
         ("method=probmask schedule=probmask method.probability_lr=0", "method.probability_lr=0 must be positive"),
         ("method=topkast schedule=constant method.backward=3", "method.backward=3 lies outside [0, 1]"),

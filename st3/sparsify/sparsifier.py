@@ -53,6 +53,8 @@ class Sparsifier:
             multiply-accumulates removed from the pruned layers; that needs `macs`.
         macs: multiply-accumulates of each dense layer by name, as `st3.measure.layer_macs` gives.
 
+    rigl, set and probmask draw random numbers when they start: in several processes, seed PyTorch alike before.
+
     Raises:
         UserError: for an unknown method or target, a pattern or selection that matches nothing, weights that are not
             plain float parameters on one device.

@@ -633,6 +633,53 @@ def test_probmask_keeps_as_many_as_expected_and_then_exactly_the_target(method, 
             before = kept
 
 
+def test_probmasks_state_is_a_snapshot_in_no_particular_layout():
+    method = ProbMask(until=40)
+    model, optimizer, sparsifier = start(method, RAMP)
+    train(model, optimizer, range(12))
+    saved = states(model, optimizer, sparsifier)
+    *model_and_optimizer, before = copy.deepcopy(saved)
+    train(model, optimizer, range(12, 18))
+    assert_same(saved[2], before)
+    expected = copy.deepcopy(sparsifier.state_dict()["method"]["probabilities"])
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for _ in range(2):  # loading leaves the state as it was
+            other = smooth().to(memory_format=layout)
+            again = sgd(other)
+            restored = Sparsifier(other, method, RAMP).attach(again)
+            for part, state in zip((other, again), model_and_optimizer, strict=True):
+                part.load_state_dict(copy.deepcopy(state))
+            restored.load_state_dict(saved[2])
+            train(other, again, range(12, 18))
+            assert_same(saved[2], before)
+            for mine, theirs in zip(restored.state_dict()["method"]["probabilities"], expected, strict=True):
+                torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_probmask_learns_the_same_under_a_gradient_scaler(fused):
+    """Of which a fused optimizer takes the scale off only after the method has seen the gradients."""
+    learned = []
+    for scale in (1.0, 2.0**16):
+        model = smooth()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, fused=fused)
+        sparsifier = Sparsifier(model, ProbMask(until=24), RAMP).attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(15):
+            images, labels = batch(step)
+            scaler.scale(F.cross_entropy(model(images), labels)).backward()
+            scaler.step(optimizer)
+            scaler.update(scale)
+            optimizer.zero_grad()
+        learned.append(torch.cat([p.flatten() for p in sparsifier.state_dict()["method"]["probabilities"]]))
+    torch.testing.assert_close(*learned, atol=1e-5, rtol=0)
+
+
+def test_probmask_must_know_when_its_masks_become_hard():
+    with pytest.raises(UserError, match=r"ProbMask\(until=…\)"):
+        Sparsifier(smooth(), "probmask", 0.9)
+
+
 def test_what_probmask_learns_to_keep_is_what_matters():
     """The target depends on two of eight inputs; every weight begins with the same magnitude."""
     torch.manual_seed(0)
@@ -1168,7 +1215,9 @@ def test_counting_flops_is_for_methods_that_can(name):
         Sparsifier(model, name, 0.8, target="flops", macs=macs)
     else:
         with pytest.raises(UserError, match=r"target=flops is for st3"):
-            Sparsifier(model, name, 0.8, target="flops", macs=macs)
+            Sparsifier(
+                model, METHODS[name] if name != "probmask" else ProbMask(until=9), 0.8, target="flops", macs=macs
+            )
 
 
 @pytest.mark.parametrize("name", ["rigl", "set", "topkast", "str"])

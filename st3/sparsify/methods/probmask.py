@@ -1,7 +1,7 @@
 """ProbMask (Zhou et al. 2021, CVPR, arXiv:2105.01571): each weight has a learned probability of being kept."""
 
+import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +28,14 @@ class ProbMask:
     probable weights, and only w is trained.
     """
 
-    until: int = 50_000
-    """The step from which the mask is hard; the ramp must have ended."""
+    until: int | None = None
+    """The step from which the mask is hard, within the training and after the ramp. There is no default for it."""
     probability_lr: float = 6e-3
     """Learning rate of the probabilities at the start; it falls to 0 at `until` along half a cosine."""
 
     def __post_init__(self):
-        check_steps("until", self.until)
+        if self.until is not None:
+            check_steps("until", self.until)
         if not self.probability_lr > 0:
             raise UserError(f"method.probability_lr={self.probability_lr:g} must be positive")
 
@@ -42,6 +43,12 @@ class ProbMask:
         """With all weights certain. Raises `UserError` for a schedule that is not at its target by `until`."""
         if isinstance(schedule, AlternatingPhases):
             raise UserError("this method never becomes dense again: schedule=probmask")
+        if schedule.value(_FOREVER) == 0:  # dense: there is nothing to harden
+            return ProbMaskPruner(self, weights)
+        if self.until is None:
+            raise UserError(
+                "this method needs the step from which its masks are hard: ProbMask(until=…), method.until=…"
+            )
         if schedule.value(self.until - 1) != schedule.value(_FOREVER):
             raise UserError("method.until makes the mask hard before schedule.end: raise the one or lower the other")
         return ProbMaskPruner(self, weights)
@@ -57,9 +64,9 @@ class ProbMaskPruner(MaskPruner):
         self.masks = self._relaxed.layers  # in [0, 1], laid out as the weights
         for each in (self._probabilities, self._relaxed):
             each.flat.fill_(1)
-        self._adam = torch.optim.Adam([nn.Parameter(self._probabilities.flat)], lr=method.probability_lr)
+        self._adam = torch.optim.Adam(map(nn.Parameter, self._probabilities.layers), lr=method.probability_lr)
         self._temperature = 0.0  # that of the relaxed mask; 0 before the ramp
-        self._seed = int(torch.randint(2**31, ()))  # the same on every process, another one in every run
+        self._seed = int(torch.randint(2**31, ()))
         self.settled = False
 
     def changes(self, step, sparsity):
@@ -69,18 +76,24 @@ class ProbMaskPruner(MaskPruner):
         if self.settled or not self._temperature:
             return
         probability, mask = self._probabilities.flat, self._relaxed.flat
+        pulls = FlatWeights(self.masks)
         # The gradients were multiplied by m on their way back. A layer that took no part has none.
-        pulls = self._flat([torch.zeros_like(w) if w.grad is None else w.grad * w.detach() for w in weights])
+        pulls.copy_([torch.zeros_like(w) if w.grad is None else w.grad * w.detach() for w in weights])
+        if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused optimizer undoes it later
+            pulls.flat.div_(scale)
         slopes = self._temperature * (1 - mask) / (probability * (1 - probability))
         # Where p is 0 or 1, T > 1 makes the slope of m vanish.
         certain = (probability == 0) | (probability == 1)
-        [parameter] = self._adam.param_groups[0]["params"]
-        parameter.grad = (pulls * slopes).masked_fill_(certain, 0)
-        nn.utils.clip_grad_norm_(parameter, _CLIP)
+        pulls.flat.mul_(slopes).masked_fill_(certain, 0)
+        parameters = self._adam.param_groups[0]["params"]
+        for parameter, pull in zip(parameters, pulls.layers, strict=True):
+            parameter.grad = pull
+        nn.utils.clip_grad_norm_(parameters, _CLIP)
         self._adam.param_groups[0]["lr"] = (
             self._method.probability_lr / 2 * (1 + math.cos(math.pi * step / self._method.until))
         )
         self._adam.step()
+        self._adam.zero_grad()
 
     def update(self, step, sparsity, raw, optimizer):
         if raw is None or self.settled:
@@ -89,7 +102,9 @@ class ProbMaskPruner(MaskPruner):
         kept = (1 - sparsity) * probability.numel()
         keep_expected(probability, kept)
         if step + 1 >= self._method.until:
-            self._relaxed.flat.copy_(most_probable(probability, self._flat(raw.layers).abs(), round(kept)))
+            magnitudes = FlatWeights(self.masks)  # in the order of the probabilities
+            magnitudes.copy_(raw.layers)
+            self._relaxed.flat.copy_(most_probable(probability, magnitudes.flat.abs(), round(kept)))
             self.settled = True
             return
         self._temperature = 1 / ((1 - _COLDEST) * (1 - step / self._method.until) + _COLDEST)
@@ -99,16 +114,10 @@ class ProbMaskPruner(MaskPruner):
         noise = self._relaxed.flat.clamp(min=2**-25).logit()  # as the difference of two Gumbel samples
         torch.sigmoid((probability.logit() + noise) * self._temperature, out=self._relaxed.flat)
 
-    def _flat(self, values: Sequence[Tensor]) -> Tensor:
-        """One value for each weight, [N], in the order of the probabilities."""
-        flat = FlatWeights(self.masks)
-        flat.copy_(values)
-        return flat.flat
-
     def state_dict(self):
         return super().state_dict() | {
             "probabilities": [p.clone() for p in self._probabilities.layers],
-            "adam": self._adam.state_dict(),
+            "adam": copy.deepcopy(self._adam.state_dict()),
             "temperature": self._temperature,
             "seed": self._seed,
             "settled": self.settled,
@@ -117,7 +126,7 @@ class ProbMaskPruner(MaskPruner):
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self._probabilities.copy_(state["probabilities"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._temperature, self._seed, self.settled = state["temperature"], state["seed"], state["settled"]
 
 
