@@ -11,7 +11,7 @@ __all__ = ["Sparsifier", "UserError"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # Importing PyTorch takes seconds, which the command's --help and completion need not wait for.
     if name == "Sparsifier":
         from st3.sparsify import Sparsifier

@@ -1,70 +1,60 @@
 """A run in words: what will be done, and what came out."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
-import torch
-
 import st3
-from st3.build import Execution, Facts
 from st3.config import Config
 from st3.data import folders_used
 from st3.measure import LayerRow, format_table, totals
-from st3.sparsify import ST3, AlternatingPhases, PolynomialRamp
+from st3.optim.lr_schedules import MultiStepSettings
+from st3.settings import Settings
+from st3.sketch import Execution, Sketch
+from st3.sparsify import ST3, AlternatingPhases, PolynomialRamp, left_alone
 from st3.sparsify.methods.probmask import ProbMask
-from st3.training.distributed import Processes
+from st3.training.machine import Machine
 from st3.training.plan import Plan
-from st3.training.precision import Precision
 from st3.training.profiling import peak_memory
 from st3.training.state import TrainingState
+from st3.training.summary import Summary
+
+FEW = 5
+"""Updates of the masks; with fewer a method is hardly at work."""
 
 
-def describe_recipe(
-    config: Config,
-    facts: Facts,
-    plan: Plan,
-    precision: Precision,
-    execution: Execution,
-    processes: Processes,
-    method: object,
-    rows: Sequence[LayerRow],
-) -> str:
+def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> str:
     """The resolved recipe, a line per subject."""
-    model, data, optimizer = config.model, config.dataset, config.optimizer
+    config, facts, plan, processes = sketch.config, sketch.facts, sketch.plan, machine.processes
+    model, data = config.model, config.dataset
     options = ", ".join(f"{k} {v:g}" for k in ("depth", "width", "dropout") if (v := getattr(model, k)) is not None)
     splits = [f"{facts.train_images:,} training"]
     splits += [f"{facts.val_images:,} validation"] if facts.val_images else []
     splits += [f"{facts.test_images:,} test images"]
-    folders, verbs = folders_used(data.name, data.root), {"val": "validated", "test": "tested"}
+    folders, verbs = folders_used(data), {"val": "validated", "test": "tested"}
     lines = {
         "model": f"{model.name}{f' ({options})' if options else ''}, {data.channels}×{data.image_size}×"
         f"{data.image_size} input, {facts.classes} classes, {model.init} initialization",
         "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}"
         + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders),
-        "method": _method(config, method),
-        "pruned": _pruned(config, rows),
-        "sparsity": _sparsity(config, plan)
-        + (f"; masks are hard from step {method.until - 1:,} on" if isinstance(method, ProbMask) else ""),
+        "method": _method(config),
+        "pruned": _pruned(sketch),
+        "sparsity": _sparsity(sketch),
+        "masks": _masks(sketch),
         "steps": f"{plan.total_steps:,} optimizer steps: {plan.epochs} epochs of {plan.steps_per_epoch:,}, "
         f"batch {config.batch_size}" + (f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""),
-        "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g} on Conv and Linear weights"
-        + "".join(
-            f", {key} {value}"
-            for key in ("momentum", "nesterov", "betas", "eps")
-            if (value := getattr(optimizer, key)) is not None
-        )
+        "optimizer": f"{config.optimizer.name}, {_listed(config.optimizer, without=('lr',))}"
         + (f", gradient clipped to norm {plan.clip_norm:g}" if plan.clip_norm else ""),
         "rate": _rate(config, plan),
         "loss": "cross-entropy" + (f", label smoothing {plan.label_smoothing:g}" if plan.label_smoothing else ""),
-        "precision": f"{precision.name} on {precision.device}"
+        "precision": f"{machine.precision} on {machine.device}"
         + (f", {processes.world_size} processes" if processes.world_size > 1 else "")
         + (", compiled" if execution.compile else "")
         + (", steps captured" if execution.capture else "")
         + (f", steps not captured ({execution.because})" if execution.because else ""),
         "seed": str(config.seed) + (f"; average of the raw weights with decay {config.ema:g}" if config.ema else ""),
     }
-    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+    return "\n".join(f"{name:<10} {text}" for name, text in lines.items() if text)
 
 
 def describe_layers(rows: Sequence[LayerRow]) -> str:
@@ -76,91 +66,122 @@ def describe_layers(rows: Sequence[LayerRow]) -> str:
     )
 
 
+def warnings_before(sketch: Sketch) -> list[str]:
+    """What is known before training to make a run less than its name says."""
+    updates = sketch.sparsifier.mask_updates()
+    if not sketch.plan.target_sparsity or updates is None or len(updates) >= FEW:
+        return []
+    every = (
+        "method.every" if any(field.name == "every" for field in fields(sketch.config.method)) else "schedule.period"
+    )
+    return [f"the masks change only {_times(len(updates))}: train longer, or shorten {every}"]
+
+
 def summarize(
-    config: Config, state: TrainingState, rows: list, run_dir: Path, device: torch.device, processes: Processes
-) -> dict:
+    sketch: Sketch, state: TrainingState, rows: Sequence[LayerRow], run_dir: Path, machine: Machine
+) -> Summary:
     """What summary.json says; sparsity and MACs are counted in the network as it is now."""
-    total = totals(rows)
-    scores = state.scores
-    return {
-        "top1": scores["test_top1"],
-        "top5": scores["test_top5"],
-        **{name: value for name, value in scores.items() if name.startswith("val_")},
-        "sparsity_target": config.target_sparsity,
-        "target": config.method.target,
-        "sparsity": total.sparsity,
-        "zeros": total.zeros,
-        "prunable": total.prunable,
-        "macs_dense": total.macs_dense,
-        "macs": total.macs,
-        "epochs": state.epoch,
-        "steps": state.step,
-        "seconds": round(state.seconds, 2),
-        "warmup_seconds": round(state.warmup_seconds, 2),
-        "data_seconds": round(state.data_seconds, 2),
-        "peak_memory_bytes": peak_memory(device),
-        "processes": processes.world_size,
-        "method": config.method.name,
-        "model": config.model.name,
-        "dataset": config.dataset.name,
-        "seed": config.seed,
-        "best": state.best,
-        "run_dir": str(run_dir),
-        "st3": st3.__version__,
-    }
+    config, total, scores = sketch.config, totals(rows), state.scores
+    updates, warnings = sketch.sparsifier.mask_updates(), warnings_before(sketch)
+    if sketch.sparsifier.sparsity_is_outcome and abs(total.sparsity - config.target_sparsity) > 0.005:
+        warnings.append(
+            f"{config.method.name} came out at {total.sparsity:.2%}, not at {config.target_sparsity:.2%}: st3 search "
+            "finds the setting for it"
+        )
+    return Summary(
+        top1=scores["test_top1"],
+        top5=scores["test_top5"],
+        val_top1=scores.get("val_top1"),
+        val_top5=scores.get("val_top5"),
+        sparsity_target=config.target_sparsity,
+        target=config.selection.target,
+        sparsity=total.sparsity,
+        zeros=total.zeros,
+        prunable=total.prunable,
+        macs_dense=total.macs_dense,
+        macs=total.macs,
+        epochs=state.epoch,
+        steps=state.step,
+        seconds=round(state.seconds, 2),
+        warmup_seconds=round(state.warmup_seconds, 2),
+        data_seconds=round(state.data_seconds, 2),
+        peak_memory_bytes=peak_memory(machine.device),
+        processes=machine.processes.world_size,
+        method=config.method.name,
+        model=config.model.name,
+        dataset=config.dataset.name,
+        seed=config.seed,
+        mask_updates=None if updates is None else len(updates),
+        warnings=warnings,
+        best=state.best,
+        run_dir=str(run_dir),
+        st3=st3.__version__,
+    )
 
 
-def describe_result(summary: dict) -> str:
+def describe_result(result: Summary) -> str:
     """The closing summary."""
-    split = "" if "val_top1" not in summary else f", validation {summary['val_top1']:.2f} %"
-    target = f" (target {summary['sparsity_target']:.2%})"
-    of_macs = summary["target"] == "flops"
+    split = "" if result.val_top1 is None else f", validation {result.val_top1:.2f} %"
+    target = f" (target {result.sparsity_target:.2%})"
+    of_macs = result.target == "flops"
+    remaining = result.macs / result.macs_dense
     lines = {
-        "top-1": f"{summary['top1']:.2f} % (top-5 {summary['top5']:.2f} %) on the test images{split}",
-        "sparsity": f"{summary['sparsity']:.4%}{'' if of_macs else target}: "
-        f"{summary['zeros']:,} of {summary['prunable']:,} weights are zero",
-        "MACs": f"{summary['macs_dense']:,} dense → {summary['macs']:,} "
-        + (
-            f"({1 - summary['macs'] / summary['macs_dense']:.4%} removed{target})"
-            if of_macs
-            else f"({summary['macs'] / summary['macs_dense']:.1%})"
-        ),
-        "time": f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['steps']:,} steps; "
-        f"warm-up {summary['warmup_seconds']:.1f} s, waiting for data {summary['data_seconds']:.1f} s",
-        "memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak",
-        "run": f"{summary['run_dir']}",
+        "top-1": f"{result.top1:.2f} % (top-5 {result.top5:.2f} %) on the test images{split}",
+        "sparsity": f"{result.sparsity:.4%}{'' if of_macs else target}: "
+        f"{result.zeros:,} of {result.prunable:,} weights are zero",
+        "MACs": f"{result.macs_dense:,} dense → {result.macs:,} "
+        + (f"({1 - remaining:.4%} removed{target})" if of_macs else f"({remaining:.1%})"),
+        "time": f"{result.seconds:.1f} s, {result.epochs} epochs, {result.steps:,} steps; "
+        f"warm-up {result.warmup_seconds:.1f} s, waiting for data {result.data_seconds:.1f} s",
+        "memory": f"{result.peak_memory_bytes / 1e9:.2f} GB at the peak",
+        "run": result.run_dir,
     }
-    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+    text = "\n".join(f"{name:<10} {line}" for name, line in lines.items())
+    return "\n".join([text, *(f"warning    {warning}" for warning in result.warnings)])
 
 
-def _method(config: Config, method: object) -> str:
-    name = config.method.name
-    if name == "dense":
+def _method(config: Config) -> str:
+    method = config.method
+    if not config.target_sparsity:
         note = f" (sparsity={config.sparsity:g} has no effect)" if config.sparsity else ""
-        return f"dense: no weight is pruned{note}"
+        return f"{method.name}: no weight is pruned{note}"
     if not isinstance(method, ST3):
-        settings = ", ".join(f"{key} {value}" for key, value in asdict(method).items() if value is not None)
-        return f"{name}: {settings}" if settings else name
+        settings = _listed(method)
+        return f"{method.name}: {settings}" if settings else method.name
     scale = ", magnitudes in units of σ per layer" if method.layer_sigma else ""
     return (
-        f"{name}: {method.shrink} threshold{', rescaled' if method.rescale else ', not rescaled'}, "
+        f"{method.name}: {method.shrink} threshold{', rescaled' if method.rescale else ', not rescaled'}, "
         f"{method.gradient.replace('_', '-')} gradient{scale}"
     )
 
 
-def _pruned(config: Config, rows: Sequence[LayerRow]) -> str:
-    if config.method.name == "dense":
-        return f"nothing; {totals(rows).prunable:,} weights are prunable"
+def _listed(settings: Settings, without: Sequence[str] = ()) -> str:
+    """Settings in words: every 1%, drop 0.3."""
+
+    def text(value: object) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in without}
+    return ", ".join(f"{key.replace('_', ' ')} {text(value)}" for key, value in values.items() if value is not None)
+
+
+def _pruned(sketch: Sketch) -> str:
+    rows, alone = sketch.rows, left_alone(sketch.model)
+    others = f"; {', '.join(alone)} {'stays' if len(alone) == 1 else 'stay'} as they are" if alone else ""
+    if not sketch.plan.target_sparsity:
+        return f"nothing; {totals(rows).prunable:,} weights are prunable{others}"
     left = [row.name for row in rows if not row.pruned]
     text = f"{len(rows) - len(left)} of {len(rows)} Conv and Linear layers, {totals(rows).prunable:,} weights"
-    return f"{text}; dense: {', '.join(left)}" if left else f"{text}; biases and normalisation stay dense"
+    return (f"{text}; dense: {', '.join(left)}" if left else f"{text}; biases and normalisation stay dense") + others
 
 
-def _sparsity(config: Config, plan: Plan) -> str:
-    schedule, target = plan.sparsity, f"{plan.target_sparsity:.2%}"
-    what = "pruned layers' MACs" if config.method.target == "flops" else "weights"
-    if config.method.name == "dense":
+def _sparsity(sketch: Sketch) -> str:
+    plan, schedule, target = sketch.plan, sketch.plan.sparsity, f"{sketch.plan.target_sparsity:.2%}"
+    what = "pruned layers' MACs" if sketch.config.selection.target == "flops" else "weights"
+    if not plan.target_sparsity:
         return "0 throughout"
+    if sketch.sparsifier.sparsity_is_outcome:
+        return f"an outcome of its settings, to be compared with {target} of the {what}; st3 search finds those for it"
     if isinstance(schedule, AlternatingPhases):
         return (
             f"0 up to step {schedule.start:,}, {target} of the {what} and 0 in turn for {schedule.period:,} steps "
@@ -175,13 +196,31 @@ def _sparsity(config: Config, plan: Plan) -> str:
     )
 
 
+def _masks(sketch: Sketch) -> str:
+    plan, updates, method = sketch.plan, sketch.sparsifier.mask_updates(), sketch.config.method
+    if not plan.target_sparsity:
+        return ""
+    if updates is None:
+        return "change in every step that is sparse"
+    if isinstance(method, ProbMask):
+        return f"drawn anew in {len(updates):,} steps, hard from step {method.steps('until', plan.length) - 1:,} on"
+    if not updates:
+        return "never change"
+    first, last = f"{updates[0]:,}", f"{updates[-1]:,}"
+    when = f"at step {first}" if len(updates) == 1 else f"first at step {first}, last at step {last}"
+    return f"change {_times(len(updates))}, {when}"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
+
+
 def _rate(config: Config, plan: Plan) -> str:
-    schedule = config.lr_schedule
+    schedule, length = config.lr_schedule, plan.length
     first, last = (plan.lr * plan.lr_schedule.value(step) for step in (0, plan.total_steps - 1))
-    warmup = getattr(plan.lr_schedule, "warmup", 0)
     text = f"{schedule.name}, peak {plan.lr:g}, first step {first:.3g}, last {last:.3g}"
-    if warmup:
+    if warmup := schedule.warmup.steps(length):
         text += f", warm-up over {warmup:,} steps"
-    if schedule.milestones:
-        text += f", ×{schedule.gamma:g} at steps {', '.join(f'{m:,}' for m in plan.lr_schedule.milestones)}"
+    if isinstance(schedule, MultiStepSettings) and schedule.milestones:
+        text += f", ×{schedule.gamma:g} at steps {', '.join(f'{step:,}' for step in schedule.milestone_steps(length))}"
     return text

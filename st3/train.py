@@ -12,15 +12,16 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from st3.compose import config_path, in_one_line, spell_out
 from st3.errors import LonelyError, UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Console entry. What the user can mend ends in one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    sys.argv[1:] = spell_out(sys.argv[1:])
     started, process = datetime.now(), os.getpid()
     launcher, composing, exit_code = "", True, 0
 
@@ -41,7 +43,7 @@ def main() -> None:
 
         composing = False
         hydra_config = HydraConfig.get()
-        overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
         if number is not None and _is_first_process():
             print(f"\n[{number}] {' '.join(overrides)}", flush=True)
@@ -94,14 +96,6 @@ def main() -> None:
         leave()
 
 
-def config_path() -> str:
-    """The checkout's configs/ beside pyproject.toml, else the copy inside the installed package."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parent
-    beside = (checkout / "pyproject.toml").exists() and (checkout / "configs").is_dir()
-    return str((checkout if beside else package) / "configs")
-
-
 def _default_dir(config: "Config", started: datetime, number: int | None) -> Path:
     """Below outputs/, named by time and content; job `number` of a sweep goes into the sweep's folder."""
     name = f"{config.model.name}-{config.dataset.name}-{config.method.name}-{config.target_sparsity:g}-s{config.seed}"
@@ -144,30 +138,6 @@ def _exit(code: int) -> None:
 def _complain(message: object) -> None:
     if _is_first_process() or isinstance(message, LonelyError):  # other mistakes are found by all
         print(f"st3-train: error: {message}", file=sys.stderr, flush=True)
-
-
-def in_one_line(error: Exception) -> str:
-    """What Hydra's message means in terms of what was typed."""
-    from st3.config import unknown_choice, unknown_setting
-
-    text = " ".join(str(error).split())
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        if group == "hydra/launcher" and choice.startswith("submitit"):
-            return f"{group}={choice} is not installed: pip install hydra-submitit-launcher"
-        if group.partition("/")[0] == "recipe":  # also in folders, which Hydra takes for groups of their own
-            folder = Path(config_path(), "recipe")
-            recipes = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
-            return unknown_choice("recipe", error.missing_cfg_file.removeprefix("recipe/"), recipes)
-        if group == "model":
-            from st3.models import model_names
-
-            if choice in model_names() or choice.startswith(("wrn", "timm")):
-                return f"model={choice} has no file of its own: write model.name={choice}"
-        return unknown_choice(group, choice, error.options)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return unknown_setting(match[1])
-    return text
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Sparse training for any PyTorch model: `Sparsifier(model, "st3", schedule).attach(optimizer)`."""
 
+from st3.sparsify.layers import left_alone, weight_layers
 from st3.sparsify.method import Method, Pruner
 from st3.sparsify.methods import METHODS, ST3, Dense
-from st3.sparsify.schedules import AlternatingPhases, Constant, PolynomialRamp, Schedule
+from st3.sparsify.schedules import SCHEDULES, AlternatingPhases, Constant, PolynomialRamp, Schedule, ScheduleSettings
 from st3.sparsify.sparsifier import LayerState, Sparsifier
 
 __all__ = [
     "METHODS",
+    "SCHEDULES",
     "ST3",
     "AlternatingPhases",
     "Constant",
@@ -16,5 +18,8 @@ __all__ = [
     "PolynomialRamp",
     "Pruner",
     "Schedule",
+    "ScheduleSettings",
     "Sparsifier",
+    "left_alone",
+    "weight_layers",
 ]

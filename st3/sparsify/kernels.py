@@ -144,7 +144,7 @@ class Kernels:
     def __init__(self, raw: FlatWeights, targets: Sequence[Tensor], scales: Sequence[float]):
         device = raw.flat.device
 
-        def table(values: list[int] | list[float], dtype: torch.dtype) -> Tensor:
+        def table(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(device)
 
         chunks, rows, begin = [], [], 0
@@ -187,7 +187,9 @@ class Kernels:
         with torch.cuda.device_of(self._flat):  # where Triton launches
             return self._project(sparsity, soft, rescale, plain)
 
-    def _project(self, sparsity, soft, rescale, plain) -> Tensor:
+    def _project(
+        self, sparsity: Tensor, soft: bool, rescale: bool, plain: Callable[[Sequence[Tensor]], Tensor]
+    ) -> Tensor:
         if self._checked:
             return plain(self._targets) if self._wrong else self._launch(sparsity, soft, rescale)
         self._checked = self._wrong = True

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.method import Pruner
+from st3.sparsify.schedules import Schedule
 from st3.sparsify.thresholds import quantile
 
 
@@ -17,11 +18,11 @@ class MaskPruner(Pruner):
     With `for_good` a masked weight is 0 also among the raw ones, and starts from there if it comes back.
     """
 
-    routes_gradient = True
-
     def __init__(self, weights: Sequence[Tensor], *, for_good: bool):
         self.masks = [torch.ones_like(w, dtype=torch.bool) for w in weights]
         """bool, laid out as the weights."""
+        self.level = 0.0
+        """The scheduled sparsity when the masks were last changed; 0 where nothing is pruned."""
         self._for_good = for_good
 
     def set_masks(self, masks: Sequence[Tensor]) -> None:
@@ -29,26 +30,47 @@ class MaskPruner(Pruner):
         for mine, new in zip(self.masks, masks, strict=True):
             mine.copy_(new)
 
+    def due(self, step: int, sparsity: float, level: float) -> bool:
+        """Whether masks of `level` change in this step."""
+        raise NotImplementedError
+
+    def changes(self, step: int, sparsity: float) -> bool:
+        return self.due(step, sparsity, self.level)
+
+    def updates(self, schedule: Schedule, steps: int) -> list[int]:
+        level, found = 0.0, []
+        for step in range(steps):
+            sparsity = schedule.value(step)
+            if self.due(step, sparsity, level):
+                found.append(step)
+                level = sparsity
+            if not sparsity:
+                level = 0.0
+        return found
+
     def needs_dense_gradient(self, step: int) -> bool:
         """Whether the masks change by the gradient of this step, which therefore must not be masked before."""
         return False
 
-    def route(self, layer, weight, gradient, step):
+    def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
         return gradient if self.needs_dense_gradient(step) else gradient * self.masks[layer]
 
-    def update(self, step, sparsity, raw, optimizer):
-        if raw is not None and self._for_good:
+    def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:
+        if raw is None:
+            self.level = 0.0
+        elif self._for_good:
             torch._foreach_mul_(raw.layers, self.masks)
 
-    def project(self, raw, sparsity, out, costs=None):
+    def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         torch._foreach_copy_(list(out), torch._foreach_mul(raw.layers, self.masks))
         return raw.flat.new_zeros(len(raw.layers))
 
-    def state_dict(self):
-        return {"masks": [mask.clone() for mask in self.masks]}
+    def state_dict(self) -> dict:
+        return {"masks": [mask.clone() for mask in self.masks], "level": self.level}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.set_masks(state["masks"])
+        self.level = state.get("level", 0.0)  # some methods did not keep it once
 
 
 def largest(scores: Tensor, count: int) -> Tensor:

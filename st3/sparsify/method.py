@@ -1,18 +1,37 @@
-"""What a method is: hyper-parameters that start a pruner, and a pruner, which is the method at work on one model.
+"""What a method is: settings that start a pruner, and a pruner, which is the method at work on one model.
 
 A pruner turns raw weights into the sparse ones that the model holds, and says how the gradient travels back. It sees
 neither model nor data; `Sparsifier` does the rest.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from st3.durations import Length
 from st3.errors import UserError
+from st3.settings import Settings
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.schedules import Constant, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Settings):
+    """Base of the methods' settings."""
+
+    group: ClassVar[str] = "method"
+    follows: ClassVar[str] = "cubic"
+    """The schedule where none is chosen: an option of configs/schedule."""
+
+    def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "Pruner":
+        """A pruner for these weights. `length` is that of the training, None where it is not known.
+
+        Raises `UserError` for a schedule that the method cannot follow, and for durations without a length.
+        """
+        raise NotImplementedError
 
 
 class Pruner:
@@ -20,23 +39,21 @@ class Pruner:
 
     starts_sparse = False
     """Whether the model is sparse before its first step."""
-    routes_gradient = False
-    """Whether `route` does anything."""
     sparsity_is_outcome = False
     """Whether the method goes its own way, and the scheduled sparsity is only what it is compared with."""
-    settled = True
-    """Whether the masks are 0 and 1, and no longer something between."""
-    steps_differ = False
-    """Whether almost every step `changes` something on the host, so that recording one for the others does not pay."""
-    weighs_costs = False
-    """Whether `project` can count what weights cost instead of the weights."""
 
-    def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor], costs: Tensor | None = None) -> Tensor:
+    def weigh(self, costs: Tensor) -> None:
+        """From now on count what weights cost (int64 [layers]: one weight of each, its MACs say) instead of weights.
+
+        Raises `UserError` where the method cannot.
+        """
+        raise UserError("target=flops is for st3, st3_sigma and hard_ste: this method counts weights")
+
+    def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Write the sparse weights to `out` (shaped like `raw.layers`); returns the thresholds, [layers].
 
         `sparsity` (0-d float64 on the weights' device, 0 < sparsity < 1) is the fraction of all weights together that
-        becomes zero; with `costs` (int64 [layers]: what one weight of each layer costs, for example its MACs) the
-        fraction of the total cost. Changes nothing of the pruner. Must not wait for the device.
+        becomes zero, or of what they cost. Changes nothing of the pruner. Must not wait for the device.
         """
         raise NotImplementedError
 
@@ -63,6 +80,10 @@ class Pruner:
         """
         return False
 
+    def updates(self, schedule: Schedule, steps: int) -> list[int] | None:
+        """In which of the `steps` of a training the masks change; None: in each one that is sparse."""
+        return None
+
     def parameter_groups(self) -> list[dict]:
         """Parameters of the method itself, for the optimizer to train."""
         return []
@@ -73,31 +94,6 @@ class Pruner:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore `state_dict()`."""
-
-
-class Method(Protocol):
-    """Hyper-parameters: a frozen dataclass."""
-
-    def start(self, weights: Sequence[Tensor], schedule: Schedule) -> Pruner:
-        """A pruner for these weights. Raises `UserError` for a schedule that the method cannot follow."""
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises `UserError` for a value that is not among those allowed."""
-    if value not in allowed:
-        raise UserError(f"method.{name}={value} is not known: choose {' or '.join(allowed)}")
-
-
-def check_steps(name: str, value: int) -> None:
-    """Raises `UserError` for a duration that is not at least one step."""
-    if value < 1:
-        raise UserError(f"method.{name} must be at least one optimizer step")
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raises `UserError` for a value outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise UserError(f"method.{name}={value:g} lies outside [0, 1]")
 
 
 def constant_sparsity(schedule: Schedule) -> float:

@@ -1,13 +1,15 @@
-"""Sparsity as a function of the optimizer step.
+"""Sparsity as a function of the optimizer step, and the settings that make one.
 
 Step convention, used everywhere: the projection that follows the first optimizer step is step 0, so a
 training of T optimizer steps asks for `value(0) … value(T - 1)`.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+from st3.durations import Duration, Length
 from st3.errors import UserError
+from st3.settings import Settings
 
 
 class Schedule(Protocol):
@@ -23,7 +25,7 @@ class Constant:
 
     sparsity: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
 
     def value(self, step: int) -> float:
@@ -45,7 +47,7 @@ class PolynomialRamp:
     end: int
     power: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sparsity(self.final)
         if not 0 <= self.start <= self.end:
             raise UserError(f"the ramp must start at or after step 0 and end later, not {self.start} → {self.end}")
@@ -75,7 +77,7 @@ class AlternatingPhases:
     last_dense: int
     end: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sparsity(self.final)
         if self.period < 1:
             raise UserError("the phases must be at least one step long")
@@ -93,3 +95,90 @@ class AlternatingPhases:
 def _check_sparsity(sparsity: float) -> None:
     if not 0 <= sparsity < 1:
         raise UserError(f"sparsity must lie in [0, 1), not {sparsity:g}")
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Settings):
+    """What makes a schedule for a training of a certain length."""
+
+    group: ClassVar[str] = "schedule"
+
+    def over(self, final: float, length: Length) -> Schedule:
+        """The schedule with the target `final`. Raises `UserError` where it does not fit into the training."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RampSettings(ScheduleSettings):
+    """Dense until start, then a polynomial ramp to the target at end (Zhu & Gupta 2017, arXiv:1710.01878)."""
+
+    name: ClassVar[str] = "ramp"
+    option: ClassVar[str] = "cubic"
+
+    start: Duration = Duration(5, "%")
+    """Duration of the first dense phase."""
+    end: Duration = Duration(50, "%")
+    """When the ramp reaches the target."""
+    power: float = 3.0
+    """3 is the cubic ramp, 1 a straight line."""
+
+    def validate(self) -> None:
+        self.check(self.power > 0, "power", "must be positive: 3 is the cubic ramp")
+
+    def over(self, final: float, length: Length) -> PolynomialRamp:
+        start, end, total = self.steps("start", length), self.steps("end", length), length.steps
+        if end < start:
+            raise UserError(
+                f"schedule.end={self.end} (step {end}) comes before schedule.start={self.start} (step {start})"
+            )
+        if end > total:
+            raise UserError(
+                f"schedule.end={self.end} (step {end}) comes after the end of training (step {total}): "
+                "lower schedule.end or raise epochs"
+            )
+        # The last projection is step total − 1: a ramp that ends with the training ends there.
+        end = min(end, total - 1)
+        return PolynomialRamp(final=final, start=min(start, end), end=end, power=self.power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantSettings(ScheduleSettings):
+    """The target sparsity from the first step on."""
+
+    name: ClassVar[str] = "constant"
+
+    def over(self, final: float, length: Length) -> Constant:
+        return Constant(final)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlternatingSettings(ScheduleSettings):
+    """Dense, then sparse and dense in turn, a longer dense phase, sparse: AC/DC's phases (arXiv:2106.12379)."""
+
+    name: ClassVar[str] = "alternating"
+    option: ClassVar[str] = "acdc"
+
+    start: Duration = Duration(10, "%")
+    """Duration of the first dense phase."""
+    period: Duration = Duration(5, "%")
+    """Duration of a sparse phase, and of a dense one."""
+    last_dense: Duration = Duration(75, "%")
+    """When the last dense phase begins."""
+    end: Duration = Duration(85, "%")
+    """When the last sparse phase begins."""
+
+    def over(self, final: float, length: Length) -> AlternatingPhases:
+        steps = {key: self.steps(key, length) for key in ("start", "period", "last_dense", "end")}
+        steps["end"] = min(steps["end"], length.steps - 1)  # as for the ramp
+        try:
+            return AlternatingPhases(final=final, **steps)
+        except UserError as error:
+            raise UserError(f"schedule: {error}") from error
+
+
+SCHEDULES: dict[str, type[ScheduleSettings]] = {
+    each.name: each for each in (RampSettings, ConstantSettings, AlternatingSettings)
+}

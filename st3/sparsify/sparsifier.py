@@ -1,6 +1,6 @@
 """The object that makes a model sparse while somebody's optimizer trains it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from st3.durations import Length
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
+from st3.sparsify.layers import weight_layers
 from st3.sparsify.method import Method, Pruner
 from st3.sparsify.methods import METHODS
 from st3.sparsify.schedules import Constant, Schedule
@@ -17,7 +19,7 @@ from st3.sparsify.schedules import Constant, Schedule
 
 @dataclass(frozen=True)
 class LayerState:
-    """One Conv2d or Linear layer as it stands now."""
+    """One layer of `weight_layers` as it stands now."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,12 +43,15 @@ class Sparsifier:
     themselves and training is the dense training, bit for bit.
 
     Args:
-        model: any module. The prunable weights are those of every `nn.Conv2d` and `nn.Linear` that require
-            gradient; frozen ones are left as they are. A weight shared by several layers counts once.
+        model: any module. The prunable weights are those of every `nn.Conv2d` and `nn.Linear`, and of the input
+            projections of `nn.MultiheadAttention`, that require gradient; frozen ones are left as they are. A weight
+            shared by several layers counts once.
             Weights must be float32 or float64 and on one device (mixed precision belongs into autocast).
-        method: a name in `METHODS` ("st3", "gmp", "rigl", …) or any object with the `Method` interface.
+        method: a name in `METHODS` ("st3", "gmp", "rigl", …) or the settings of a method, `RigL(every=100)`.
         schedule: sparsity as a number (from the first step on) or an object with `value(step) -> float`, where
             step 0 is the projection after the first optimizer step.
+        length: of the training, in optimizer steps (or as a `Length`): for methods whose settings are fractions of it,
+            such as the time between updates of masks.
         include, exclude: shell-style patterns on layer names ("layer4.*", "fc"); a layer is pruned when it matches
             one of `include` and none of `exclude`. A pattern that matches no layer is an error.
         target: "weights", so that sparsity is the fraction of weights that are zero, or "flops", the fraction of
@@ -70,31 +75,34 @@ class Sparsifier:
         exclude: Sequence[str] = (),
         target: str = "weights",
         macs: Mapping[str, int] | None = None,
+        length: int | Length | None = None,
     ):
         if isinstance(method, str):
             if method not in METHODS:
                 raise UserError(f"method={method} does not exist: choose one of {', '.join(METHODS)}")
-            method = METHODS[method]
+            method = METHODS[method]()
         self.method = method
+        self.length = Length(length) if isinstance(length, int) else length
         self.schedule = Constant(float(schedule)) if isinstance(schedule, int | float) else schedule
         self.step = 0
         """Projections done so far, one per optimizer step."""
         self.sparsity = 0.0
         """Scheduled sparsity of the latest projection."""
 
-        self._layers = _prunable_layers(model)
+        self._layers = weight_layers(model)
+        if not self._layers:
+            raise UserError("the model has no Conv2d or Linear layer: there is nothing to prune")
         chosen = _choose(list(self._layers), include, exclude)
         self._pruned = {n: w for n, w in self._layers.items() if n in chosen and w.requires_grad}
         if not self._pruned:
             raise UserError("no layer is left to prune: widen include, narrow exclude, or unfreeze weights")
         _check_weights(self._pruned)
-        self._pruner = self._start()
         self._costs = _costs(target, macs, self._pruned)
-        if self._costs is not None and not self._pruner.weighs_costs:
-            raise UserError("target=flops is for st3, st3_sigma and hard_ste: this method counts weights")
+        self._pruner = self._start()
 
         # Raw weights and thresholds exist once something is pruned; until then the model's weights are the raw ones.
         self._raw: FlatWeights | None = None
+        self._buffers = 0  # how often they have been given new memory
         self._thresholds: Tensor | None = None
         self._sparsity = _any(self._pruned).new_zeros((), dtype=torch.float64)  # `sparsity`, where the weights are
         self._homes: list[Tensor] | None = None
@@ -110,6 +118,21 @@ class Sparsifier:
     def pruned_layers(self) -> list[str]:
         """Names of the layers that are pruned."""
         return list(self._pruned)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The model's own weights of the pruned layers by name: sparse, but for the time of an optimizer step."""
+        return dict(self._pruned)
+
+    @property
+    def sparsity_is_outcome(self) -> bool:
+        """Whether the method only ends up at some sparsity, whatever the schedule says."""
+        return self._pruner.sparsity_is_outcome
+
+    def mask_updates(self) -> list[int] | None:
+        """In which steps of the training of `length` the masks change; None: in each one that is sparse."""
+        assert self.length
+        return self._pruner.updates(self.schedule, self.length.steps)
 
     def attach(self, optimizer: Optimizer) -> "Sparsifier":
         """Sparsify from the next `optimizer.step()` on. Returns itself.
@@ -131,7 +154,7 @@ class Sparsifier:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        if self._pruner.routes_gradient:
+        if type(self._pruner).route is not Pruner.route:
             # At the weight itself, so that clipping and accumulation see the gradient as it is used.
             self._hooks += [w.register_hook(self._route(i, w)) for i, w in enumerate(self._pruned.values())]
         for group in self._pruner.parameter_groups():
@@ -140,9 +163,9 @@ class Sparsifier:
         if self._pruner.starts_sparse and self._raw is None and not _any(self._pruned).is_meta:
             with torch.no_grad():
                 self._set_sparsity(self.schedule.value(0))
-                self._raw = FlatWeights.copy_of(list(self._pruned.values()))
-                self._pruner.update(-1, self.sparsity, self._raw, optimizer)
-                self._project()
+                raw = self._keep_raw(FlatWeights.copy_of(list(self._pruned.values())))
+                self._pruner.update(-1, self.sparsity, raw, optimizer)
+                self._project(raw)
         return self
 
     def detach(self) -> None:
@@ -183,18 +206,18 @@ class Sparsifier:
             return dict(raw)
         weights = FlatWeights.copy_of([raw[name] for name in self._pruned])
         sparse = [torch.empty_like(w) for w in weights.layers]
-        self._pruner.project(weights, self._sparsity, sparse, self._costs)
+        self._pruner.project(weights, self._sparsity, sparse)
         return dict(zip(self._pruned, sparse, strict=True))
 
     def reaches(self, target: float) -> bool:
-        """Whether the network has the sparsity `target` for good.
-
-        So it is when the schedule has come to it and masks are no longer relaxed; where the schedule does not rule,
-        when the zeros are within 0.5 points of it.
-        """
-        if self._pruner.sparsity_is_outcome:
-            return self.zeros().sum().item() >= (target - 0.005) * self.prunable
-        return self.sparsity >= target and (self._raw is None or self._pruner.settled)
+        """Whether the network has the sparsity `target` for good: the schedule has come to it, unless the method goes
+        its own way, and the zeros are there, to half a point. Waits for the device."""
+        if self.sparsity < target and not self.sparsity_is_outcome:
+            return False
+        zeros, sizes = self.zeros(), torch.tensor([w.numel() for w in self._pruned.values()])
+        if self._costs is not None:
+            zeros, sizes = zeros * self._costs.to(zeros.device), sizes * self._costs.cpu()
+        return zeros.sum().item() >= (target - 0.005) * sizes.sum().item()
 
     def state_dict(self) -> dict:
         """Tensors and plain numbers that, with the model's own state, restore everything."""
@@ -222,36 +245,36 @@ class Sparsifier:
             return
         weights = list(self._pruned.values())
         with torch.no_grad():
-            if self._raw is None or not self._raw.fits(weights):
-                self._raw, self._thresholds = FlatWeights(weights), None
-            self._raw.copy_([raw[name] for name in self._pruned])  # in place: a captured step knows where they are
-            self._project()
+            kept = self._raw
+            if kept is None or not kept.fits(weights):
+                self._thresholds = None
+                kept = self._keep_raw(FlatWeights(weights))
+            kept.copy_([raw[name] for name in self._pruned])  # in place: a captured step knows where they are
+            self._project(kept)
 
     def _start(self) -> Pruner:
-        return self.method.start([w.detach() for w in self._pruned.values()], self.schedule)
+        pruner = self.method.start([w.detach() for w in self._pruned.values()], self.schedule, self.length)
+        if self._costs is not None:
+            pruner.weigh(self._costs)
+        return pruner
 
     # The step, from its two ends.
 
-    @property
-    def phase(self) -> tuple:
-        """Steps of the same phase issue the same work to the device: one can be captured and replayed for the others.
+    def next_step(self, step: int | None = None) -> tuple[int, bool] | None:
+        """What kind of step comes next: steps of one kind issue the same work to the device, so that one can be
+        captured and replayed for the others. None: it is like no other, as the method decides something on the host.
 
-        Whether raw weights are kept aside before the next step, and after it. See also `changes`.
+        `step` is its number, for a loop that also counts the steps that a gradient scaler skips.
         """
-        return self._raw is not None, self.schedule.value(self.step) > 0
+        if step is not None:
+            self.step = step
+        sparsity = self.schedule.value(self.step)
+        if self._pruner.changes(self.step, sparsity):
+            return None
+        return self._buffers if self._raw is not None else 0, sparsity > 0
 
-    @property
-    def changes(self) -> bool:
-        """Whether the next step is like no other, because the method decides something on the host."""
-        return self._pruner.changes(self.step, self.schedule.value(self.step))
-
-    @property
-    def steps_differ(self) -> bool:
-        """Whether `changes` will be true in almost every step."""
-        return self._pruner.steps_differ
-
-    def advance(self) -> None:
-        """Move the schedule on by one step: for who replays a captured step, whose hooks do not run."""
+    def count_step(self) -> None:
+        """Move on by one step: the hooks do, but not while a captured step is replayed; to be called before that."""
         self._set_sparsity(self.schedule.value(self.step))
         self.step += 1
 
@@ -272,12 +295,12 @@ class Sparsifier:
         if self._homes is not None:  # a step that raised has left the raw weights in place
             return
         if self._raw is not None:
-            self._take_raw()
+            self._take(self._raw)
         if not _is_skipped(optimizer):
             weights = list(self._pruned.values())
             self._pruner.before_step(self.step, self.schedule.value(self.step), weights, optimizer)
 
-    def _take_raw(self) -> None:
+    def _take(self, raw_weights: FlatWeights) -> None:
         """Let the parameters point to the raw values: nothing is copied."""
         for (name, weight), written in zip(self._pruned.items(), self._written, strict=True):
             if (weight._version, weight.data_ptr()) != written:
@@ -286,7 +309,7 @@ class Sparsifier:
                     "know of: restore with Sparsifier.load_state_dict, or build a new Sparsifier"
                 )
         self._homes = [w.data for w in self._pruned.values()]
-        for weight, raw in zip(self._pruned.values(), self._raw.layers, strict=True):
+        for weight, raw in zip(self._pruned.values(), raw_weights.layers, strict=True):
             weight.data = raw
 
     @torch.no_grad()
@@ -294,19 +317,24 @@ class Sparsifier:
         skipped = _is_skipped(optimizer)
         captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         if not skipped and not captured:  # what is captured is not yet done
-            self.advance()
+            self.count_step()
         self._put_back()
         weights = list(self._pruned.values())
         if self.sparsity > 0:
             if self._raw is None:
-                self._raw = FlatWeights.copy_of(weights)
+                self._keep_raw(FlatWeights.copy_of(weights))
         elif self._raw is not None:
-            torch._foreach_copy_(weights, self._raw.layers)
+            torch._foreach_copy_([w.detach() for w in weights], self._raw.layers)
             self._raw = self._thresholds = None
         if not skipped:
             self._pruner.update(self.step - 1, self.sparsity, self._raw, optimizer)
         if self._raw is not None:
-            self._project()
+            self._project(self._raw)
+
+    def _keep_raw(self, raw: FlatWeights) -> FlatWeights:
+        self._raw = raw
+        self._buffers += 1
+        return raw
 
     def _put_back(self) -> None:
         """Let the parameters point to the model's own memory again."""
@@ -314,19 +342,26 @@ class Sparsifier:
             weight.data = home
         self._homes = None
 
-    def _project(self) -> None:
+    def _project(self, raw: FlatWeights) -> None:
         """Put the projection of the raw weights into the model."""
         weights = [w.detach() for w in self._pruned.values()]
-        thresholds = self._pruner.project(self._raw, self._sparsity, weights, self._costs)
+        thresholds = self._pruner.project(raw, self._sparsity, weights)
         if self._thresholds is None:
             self._thresholds = thresholds
         else:
             self._thresholds.copy_(thresholds)  # in place, for who reads them between replays
         self._written = [(w._version, w.data_ptr()) for w in self._pruned.values()]
 
-    def _route(self, layer: int, weight: nn.Parameter):
-        route = self._pruner.route
-        return lambda gradient: gradient if self._raw is None else route(layer, weight, gradient, self.step)
+    def _route(self, layer: int, weight: nn.Parameter) -> Callable[[Tensor], Tensor]:
+        def hook(gradient: Tensor) -> Tensor:
+            if self._raw is None:
+                return gradient
+            routed = self._pruner.route(layer, weight, gradient, self.step)
+            if routed.stride() == gradient.stride():
+                return routed
+            return torch.empty_like(gradient).copy_(routed)  # DistributedDataParallel wants it laid out as it was
+
+        return hook
 
 
 def _is_skipped(optimizer: Optimizer) -> bool:
@@ -338,23 +373,6 @@ def _is_skipped(optimizer: Optimizer) -> bool:
 def _any(weights: Mapping[str, Tensor]) -> Tensor:
     """One of them, for device and dtype."""
     return next(iter(weights.values())).detach()
-
-
-def _prunable_layers(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weight of every Conv2d and Linear by the name of the (first) layer that holds it."""
-    layers, seen = {}, set()
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        weight = module._parameters.get("weight")
-        if weight is None:
-            raise UserError(f"the weight of {name} is not a plain parameter: remove its parametrization first")
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            layers[name] = weight
-    if not layers:
-        raise UserError("the model has no Conv2d or Linear layer: there is nothing to prune")
-    return layers
 
 
 def _choose(names: list[str], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
@@ -372,7 +390,8 @@ def _choose(names: list[str], include: Sequence[str], exclude: Sequence[str]) ->
 
 
 def _check_weights(weights: dict[str, nn.Parameter]) -> None:
-    first, addresses = _any(weights), {}
+    first = _any(weights)
+    addresses: dict[int, str] = {}
     for name, weight in weights.items():
         if not weight.is_meta and (other := addresses.setdefault(weight.data_ptr(), name)) != name:
             raise UserError(f"the weights of {other} and {name} are two parameters in one memory: share the parameter")
@@ -388,8 +407,9 @@ def _costs(target: str, macs: Mapping[str, int] | None, weights: dict[str, nn.Pa
         return None
     if target != "flops":
         raise UserError(f"target={target} is not known: choose weights or flops")
-    if macs is None or (missing := weights.keys() - macs.keys()):
-        raise UserError(f"target=flops needs macs of every pruned layer{'' if macs is None else f', also {missing}'}")
+    missing = weights.keys() - (macs or {}).keys()
+    if macs is None or missing:
+        raise UserError(f"target=flops needs macs of every pruned layer, also {', '.join(sorted(missing))}")
     if idle := [name for name in weights if macs[name] == 0]:
         raise UserError(f"target=flops cannot weigh {idle[0]}, which has no MACs: exclude=[{','.join(idle)}]")
     each = [macs[name] // weight.numel() for name, weight in weights.items()]

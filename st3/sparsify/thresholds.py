@@ -29,10 +29,10 @@ def quantile(values: Tensor, q: float | Tensor) -> Tensor:
         index = torch.stack([below, below + 1]).long().clamp(max=last)
         low, high = ordered.take(index)  # indexing by a tensor would wait for its value
     else:
-        rank = last * float(q)
-        below = math.floor(rank)
-        pair = _order_statistics(values.numpy(), below, min(below + 1, last))
-        low, high = torch.from_numpy(pair)
+        place = last * float(q)
+        first = math.floor(place)
+        low, high = torch.from_numpy(_order_statistics(values.numpy(), first, min(first + 1, last)))
+        return _between(low, high, place - first)
     return _between(low, high, rank - below)
 
 
@@ -83,7 +83,7 @@ def _order_statistics(values: np.ndarray, below: int, above: int) -> np.ndarray:
         for start in range(0, values.size, _CHUNK):
             chunk = values[start : start + _CHUNK]
             at_least = chunk >= low
-            skipped += chunk.size - np.count_nonzero(at_least)
+            skipped += chunk.size - int(np.count_nonzero(at_least))
             bracket.append(chunk[at_least & (chunk <= high)])
         inside = np.concatenate(bracket)
         if skipped <= below and above < skipped + inside.size:

@@ -14,7 +14,7 @@ from torch import Tensor
 from st3.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it to disk, then rename: `path` is whole at any moment."""
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -42,7 +42,8 @@ class DataClock:
         self._seconds, self._gaps = 0.0, []
         return seconds
 
-    def _now(self):
+    def _now(self) -> Any:
+        """Seconds, or an event on the GPU."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -60,28 +60,35 @@ class Processes:
             raise UserError(outcome[1])
         return outcome[0]
 
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns in the main process, None in the others; a `UserError` that it raises, in all."""
+        result: list[T] = []
+        self.from_main(lambda: result.append(action()))
+        return result[0] if result else None
+
     def together(self, action: Callable[[], T]) -> T:
         """What `action` returns here. A `UserError` that it raises in any process is raised in all."""
         if self.world_size == 1:
             return action()
-        result, mistake = None, None
+        results: list[T] = []
+        mistake = None
         try:
-            result = action()
+            results.append(action())
         except UserError as error:
             mistake = str(error)
-        mistakes: list = [None] * self.world_size
+        mistakes: list[str | None] = [None] * self.world_size
         dist.all_gather_object(mistakes, mistake)
         if all(mistakes):
             raise UserError(mistakes[0])
         for rank, each in enumerate(mistakes):
             if each:
                 raise UserError(f"process {rank}: {each}")
-        return result
+        return results[0]
 
     def in_turn(self, action: Callable[[], T]) -> T:
         """`together`, first in one process of each machine, so that the others find the files that it has made."""
-        early = self.together(lambda: action() if self.local_rank == 0 else None)
-        return self.together(lambda: early if self.local_rank == 0 else action())
+        early = self.together(lambda: [action()] if self.local_rank == 0 else [])
+        return self.together(lambda: early[0] if early else action())
 
     def alone(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; a `UserError` in making them (a damaged file) is this process's own: a `LonelyError`."""
@@ -104,7 +111,7 @@ class Processes:
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
-    def gradients_wait(self, forward: nn.Module, wait: bool):
+    def gradients_wait(self, forward: nn.Module, wait: bool) -> AbstractContextManager:
         """Context for a forward and backward pass whose gradients are not yet averaged, where `wait`."""
         module = getattr(forward, "_orig_mod", forward)  # in what torch.compile made of it
         if wait and isinstance(module, nn.parallel.DistributedDataParallel):

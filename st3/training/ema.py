@@ -19,7 +19,7 @@ class RawAverage:
     def __init__(self, model: nn.Module, sparsifier: Sparsifier, decay: float):
         self._model, self._sparsifier, self.decay, self.updates = model, sparsifier, decay, 0
         # Layer name by parameter name, for the pruned weights. They can differ by more than ".weight".
-        layers = {id(model.get_submodule(layer).weight): layer for layer in sparsifier.pruned_layers}
+        layers = {id(weight): layer for layer, weight in sparsifier.weights.items()}
         self._pruned = {name: layers[id(p)] for name, p in model.named_parameters() if id(p) in layers}
         self.values = {name: value.clone() for name, value in self._current().items()}
 

@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,45 +13,21 @@ from torch import Tensor, nn
 from st3.data import Data
 from st3.errors import UserError
 from st3.training.clocks import DataClock
-from st3.training.distributed import SINGLE, Processes
+from st3.training.machine import Machine
 from st3.training.plan import Plan
-from st3.training.precision import Precision
+from st3.training.recorder import Recorder
 from st3.training.state import TrainingState
-
-
-class Recorder(Protocol):
-    """Who listens."""
-
-    def progress(self) -> None:
-        """One more optimizer step."""
-
-    def row(self, state: TrainingState, row: dict) -> None:
-        """Metrics of the steps since the last row."""
-
-    def evaluation(self, state: TrainingState, is_best: bool) -> None:
-        """`state.scores` are new."""
-
-    def checkpoint(self, state: TrainingState) -> None:
-        """An epoch is complete."""
-
-
-class Step(Protocol):
-    """`EagerStep` or `CapturedStep`."""
-
-    warm: bool
-
-    def __call__(self, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Tensor: ...
+from st3.training.step import Step
 
 
 def fit(
     state: TrainingState,
     data: Data,
     plan: Plan,
-    precision: Precision,
+    machine: Machine,
     step: Step,
     recorder: Recorder,
-    measure: Callable[[], dict],
-    processes: Processes = SINGLE,
+    measure: Callable[[], dict[str, Any]],
 ) -> None:
     """Train from `state.epoch` to `plan.epochs`.
 
@@ -60,11 +36,12 @@ def fit(
 
     Raises `UserError` when the loss is not finite, `LonelyError` for what only this of several processes has met.
     """
+    processes = machine.processes
     while state.epoch < plan.epochs:
         begin = time.perf_counter()
         seed_everything(plan.seed, state.epoch, processes.rank)
         batches = processes.alone(data.train.epoch(state.epoch))
-        train_epoch(state, batches, plan, precision, step, recorder, measure, processes)
+        train_epoch(state, batches, plan, machine, step, recorder, measure)
         state.epoch += 1
         state.average_buffers(processes)
         evaluated = state.epoch % plan.eval_every == 0 or state.epoch == plan.epochs
@@ -74,7 +51,7 @@ def fit(
             state.scores = {"epoch": state.epoch}
             for split, loader in splits.items():
                 if loader is not None:
-                    scores = evaluate(network, processes.alone(loader.epoch(0)), precision, processes)
+                    scores = evaluate(network, processes.alone(loader.epoch(0)), machine)
                     state.scores |= {f"{split}_{name}": value for name, value in scores.items()}
         state.seconds += time.perf_counter() - begin
         if evaluated:
@@ -86,28 +63,27 @@ def train_epoch(
     state: TrainingState,
     batches: Iterable[tuple[Tensor, Tensor]],
     plan: Plan,
-    precision: Precision,
+    machine: Machine,
     step: Step,
     recorder: Recorder,
-    measure: Callable[[], dict],
-    processes: Processes = SINGLE,
+    measure: Callable[[], dict[str, Any]],
 ) -> None:
     """`plan.steps_per_epoch` optimizer steps. Waits for the device where a row is due, and in fp16 for the scaler."""
     state.model.train()
-    clock = DataClock(precision.device)
+    clock = DataClock(machine.device)
     batches = clock.timed(batches)
-    total, since, last_step = torch.zeros((), device=precision.device), time.perf_counter(), state.step
+    total, since, last_step = torch.zeros((), device=machine.device), time.perf_counter(), state.step
     for index in range(plan.steps_per_epoch):
         lr = plan.lr * plan.lr_schedule.value(state.step)
-        state.sparsifier.step = state.step  # the ramp follows the plan also past steps that the scaler skipped
-        warm = step.warm
+        kind = state.sparsifier.next_step(state.step)  # the ramp follows the plan past steps that the scaler skipped
+        warm = step.is_warm(kind)
         if not warm:  # what was issued before is not part of it
-            precision.wait()
+            machine.wait()
             state.data_seconds += clock.read()
             begin = time.perf_counter()
-        total += step(itertools.islice(batches, plan.accumulate), lr)
+        total += step(itertools.islice(batches, plan.accumulate), lr, kind)
         if not warm:
-            precision.wait()
+            machine.wait()
             waited = clock.read()
             state.data_seconds += waited
             state.warmup_seconds += time.perf_counter() - begin - waited
@@ -117,7 +93,7 @@ def train_epoch(
         recorder.progress()
         if state.step % plan.log_every == 0 or index == plan.steps_per_epoch - 1:
             steps = state.step - last_step
-            train_loss = float(processes.sum_(total)) / (steps * processes.world_size)
+            train_loss = float(machine.processes.sum_(total)) / (steps * machine.processes.world_size)
             if not math.isfinite(train_loss):
                 raise UserError(f"the loss is {train_loss} at step {state.step}: lower optimizer.lr or set clip_norm")
             rate = steps * plan.batch_size / (time.perf_counter() - since)
@@ -131,8 +107,7 @@ def train_epoch(
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    precision: Precision,
-    processes: Processes = SINGLE,
+    machine: Machine,
 ) -> dict[str, float]:
     """Accuracy in percent over all images: `top1` and `top5` (of all classes where there are fewer than five).
 
@@ -140,14 +115,14 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    counts = torch.zeros(3, dtype=torch.int64, device=precision.device)  # correct, correct among five, all images
+    counts = torch.zeros(3, dtype=torch.int64, device=machine.device)  # correct, correct among five, all images
     for images, labels in batches:
-        with precision.autocast():
+        with machine.autocast():
             logits = model(images)
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), torch.ones_like(labels).sum()])
     model.train(was_training)
-    top1, top5, images = processes.sum_(counts).tolist()
+    top1, top5, images = machine.processes.sum_(counts).tolist()
     return {"top1": 100 * top1 / images, "top5": 100 * top5 / images}
 
 

@@ -1,24 +1,17 @@
 """How long a run is and what changes when, in optimizer steps."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
+from st3.durations import Length
+from st3.optim import LRSchedule
 from st3.sparsify import Schedule
-
-
-class LRSchedule(Protocol):
-    """Anything in `st3.training.lr_schedules`."""
-
-    def value(self, step: int) -> float:
-        """Factor of the peak learning rate for optimizer step `step` (0-based)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that the loop needs to know in advance. Durations are optimizer steps."""
 
-    epochs: int
-    steps_per_epoch: int
+    length: Length
     batch_size: int
     """Images per optimizer step, over all processes."""
     accumulate: int
@@ -37,5 +30,13 @@ class Plan:
     log_every: int
 
     @property
+    def epochs(self) -> int:
+        return self.length.epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.length.steps_per_epoch
+
+    @property
     def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.length.steps

@@ -1,49 +1,63 @@
 """One optimizer step: as a sequence of calls, or captured once in a CUDA graph and replayed."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from st3.errors import UserError
-from st3.training.distributed import SINGLE, Processes
+from st3.training.machine import Machine
 from st3.training.plan import Plan
-from st3.training.precision import Precision
 from st3.training.state import TrainingState
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
+class Step(Protocol):
+    """`EagerStep` or `CapturedStep`."""
+
+    def __call__(self, batches: Batches, lr: float, kind: Hashable) -> Tensor:
+        """One optimizer step with the images and labels of `plan.accumulate` passes; returns the mean loss, 0-d.
+
+        `kind` is what `Sparsifier.next_step` says of it.
+        """
+
+    def is_warm(self, kind: Hashable) -> bool:
+        """Whether a step of this kind takes its usual time from now on."""
+
+
 @dataclass
 class EagerStep:
-    """`step(batches, lr)` with the images and labels of `plan.accumulate` passes; returns the mean loss, 0-d."""
+    """The step as a sequence of calls."""
 
     state: TrainingState
     plan: Plan
-    precision: Precision
+    machine: Machine
     forward: nn.Module
     """The model, or what compiles or distributes it."""
-    processes: Processes = SINGLE
-    warm: bool = False
-    """Whether calls take their usual time from now on."""
+    _called: bool = False
 
-    def __call__(self, batches: Batches, lr: float) -> Tensor:
+    def __call__(self, batches: Batches, lr: float, kind: Hashable = None) -> Tensor:
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr
         loss = self.compute(batches)
-        self.warm = True
+        self._called = True
         return loss
+
+    def is_warm(self, kind: Hashable) -> bool:
+        return self._called
 
     def compute(self, batches: Batches) -> Tensor:
         """The step at the learning rate that the optimizer has."""
         model, optimizer, scaler, plan = self.state.model, self.state.optimizer, self.state.scaler, self.plan
-        total = 0.0
+        total: Tensor | float = 0.0
         for number, (images, labels) in enumerate(batches, 1):
-            with self.processes.gradients_wait(self.forward, number < plan.accumulate):
-                with self.precision.autocast():  # which computes the loss in float32
+            with self.machine.processes.gradients_wait(self.forward, number < plan.accumulate):
+                with self.machine.autocast():  # which computes the loss in float32
                     logits = self.forward(images)
                     loss = F.cross_entropy(logits, labels, label_smoothing=plan.label_smoothing) / plan.accumulate
                 scaler.scale(loss).backward()
@@ -54,14 +68,15 @@ class EagerStep:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        assert isinstance(total, Tensor)
         return total
 
 
 class CapturedStep:
     """An `EagerStep` whose work for the device is recorded once and issued as a whole from then on.
 
-    The first steps of each `Sparsifier.phase` run as they are, on the stream that captures, and so do those of
-    `Sparsifier.changes`. Learning rate and sparsity are tensors on the device that are filled before each replay. The
+    The first steps of each kind run as they are, on the stream that captures, and so do those that are like no other
+    (kind None). Learning rate and sparsity are tensors on the device that are filled before each replay. The
     returned loss is overwritten by the next call. Where capturing fails, a warning says so and the steps go on
     uncaptured; with `required` it is an error.
     """
@@ -74,28 +89,22 @@ class CapturedStep:
         self._stream = torch.cuda.Stream()
         self._lr = torch.zeros((), device="cuda")
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._phase: tuple | None = None
+        self._kind: Hashable = None
         self._until_capture = self.WARM_UP
         self._failed = False
 
-    @property
-    def warm(self) -> bool:
-        """Whether calls take their usual time from now on."""
-        return self._failed or self._is_captured()
+    def is_warm(self, kind: Hashable) -> bool:
+        return self._failed or kind is None or (self._graph is not None and kind == self._kind)
 
-    def _is_captured(self) -> bool:
-        return self._graph is not None and self._phase == self._eager.state.sparsifier.phase
-
-    def __call__(self, batches: Batches, lr: float) -> Tensor:
+    def __call__(self, batches: Batches, lr: float, kind: Hashable) -> Tensor:
         if self._failed:
             return self._eager(batches, lr)
         batches = list(batches)
-        phase = self._eager.state.sparsifier.phase
-        if phase != self._phase:
-            torch.cuda.synchronize()  # the graph that is dropped may be at work
-            self._phase, self._graph, self._until_capture = phase, None, self.WARM_UP
-        if self._eager.state.sparsifier.changes:
+        if kind is None:
             return self._step_beside(batches, lr)
+        if kind != self._kind:
+            torch.cuda.synchronize()  # the graph that is dropped may be at work
+            self._kind, self._graph, self._until_capture = kind, None, self.WARM_UP
         if self._graph is None:
             if self._until_capture:
                 self._until_capture -= 1
@@ -103,9 +112,10 @@ class CapturedStep:
             if trouble := self._capture(batches):
                 self._give_up(trouble)
                 return self._eager(batches, lr)
+        assert self._graph
         torch._foreach_copy_(self._inputs, [tensor for batch in batches for tensor in batch])
         self._lr.fill_(lr)
-        self._eager.state.sparsifier.advance()
+        self._eager.state.sparsifier.count_step()
         self._graph.replay()
         return self._loss
 

@@ -1,59 +1,56 @@
 """Gradual magnitude pruning (Zhu & Gupta 2017, arXiv:1710.01878)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from torch import Tensor
+from torch.optim import Optimizer
+
+from st3.durations import Duration, Length
 from st3.sparsify.allocation import uniform
+from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.masks import MaskPruner, above_quantile, largest
-from st3.sparsify.method import check_choice, check_steps
+from st3.sparsify.method import Method
+from st3.sparsify.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class GMP:
-    """Along the ramp, now and then, the smallest weights are masked; `ŵ = w·m`, and masked weights get no gradient.
+class GMP(Method):
+    """GMP (Zhu & Gupta 2017, arXiv:1710.01878): along the ramp, now and then, the smallest weights are masked;
+    `ŵ = w·m`, and masked weights get no gradient.
 
     They keep their value (and its decay), so one that is still large at the next update can come back, but nearly all
     stay masked. The last update is the one that reaches the target.
     """
 
+    name: ClassVar[str] = "gmp"
+
     allocation: Literal["global", "uniform"] = "global"
     """One threshold for all layers, or the same sparsity in each of them."""
-    every: int = 100
-    """Optimizer steps between updates of the masks."""
+    every: Duration = Duration(1, "%")
+    """From one update of the masks to the next."""
 
-    def __post_init__(self):
-        check_choice("allocation", self.allocation, ("global", "uniform"))
-        check_steps("every", self.every)
-
-    def start(self, weights, schedule) -> "GMPPruner":
+    def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "GMPPruner":
         """With all weights kept."""
-        return GMPPruner(self, weights, schedule)
+        return GMPPruner(self.allocation, self.interval("every", length), weights, schedule)
 
 
 class GMPPruner(MaskPruner):
-    def __init__(self, method: GMP, weights, schedule):
+    def __init__(self, allocation: str, every: int, weights: Sequence[Tensor], schedule: Schedule):
         super().__init__(weights, for_good=False)
-        self._method, self._schedule = method, schedule
-        self._level = 0.0  # the sparsity of the masks
+        self._allocation, self._every, self._schedule = allocation, every, schedule
 
-    def changes(self, step, sparsity):
+    def due(self, step: int, sparsity: float, level: float) -> bool:
         ramp_is_over = sparsity == self._schedule.value(step + 1)
-        return sparsity != self._level and (step % self._method.every == 0 or ramp_is_over or self._level == 0)
+        return sparsity not in (0, level) and (step % self._every == 0 or ramp_is_over or level == 0)
 
-    def update(self, step, sparsity, raw, optimizer):
-        if raw is None:  # dense again: the next phase starts anew
-            self._level = 0.0
-        elif self.changes(step, sparsity):
-            if self._method.allocation == "global":
+    def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:
+        super().update(step, sparsity, raw, optimizer)
+        if raw is not None and self.changes(step, sparsity):
+            if self._allocation == "global":
                 self.set_masks(above_quantile(raw, sparsity))
             else:
                 counts = uniform([w.shape for w in raw.layers], 1 - sparsity)
                 self.set_masks([largest(w.abs(), count) for w, count in zip(raw.layers, counts, strict=True)])
-            self._level = sparsity
-
-    def state_dict(self):
-        return super().state_dict() | {"level": self._level}
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self._level = state["level"]
+            self.level = sparsity

@@ -2,16 +2,20 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from st3.durations import Duration, Length
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.masks import MaskPruner
-from st3.sparsify.method import check_steps
-from st3.sparsify.schedules import AlternatingPhases
+from st3.sparsify.method import Method
+from st3.sparsify.schedules import AlternatingPhases, Schedule
 
 _CLIP = 3.0  # norm of the gradient of all probabilities together
 _COLDEST = 0.03  # 1/T at the end
@@ -19,61 +23,60 @@ _FOREVER = 2**62  # a step after any training
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbMask:
-    """`ŵ = w·m`, `m = sigmoid((log p − log(1 − p) + n)·T)` with noise n drawn in every step, one probability p for each
-    weight, and T rising from 1 to 33; the gradient goes through the relaxed mask to w and to p.
+class ProbMask(Method):
+    """ProbMask (Zhou et al. 2021, arXiv:2105.01571): `ŵ = w·m`, `m = sigmoid((log p − log(1 − p) + n)·T)` with noise n
+    drawn in every step, one probability p for each weight, and T rising from 1 to 33; the gradient goes through the
+    relaxed mask to w and to p.
 
     p starts at 1 and is trained by Adam; after each step `p ← clip(p − v, 0, 1)` with the least v ≥ 0 for which Σp does
     not exceed the number of weights that the ramp leaves. From the step `until` on, m is the hard mask of the most
     probable weights, and only w is trained.
     """
 
-    until: int | None = None
-    """The step from which the mask is hard, within the training and after the ramp. There is no default for it."""
+    name: ClassVar[str] = "probmask"
+    follows: ClassVar[str] = "probmask"
+
+    until: Duration = Duration(87.5, "%")
+    """From when on the mask is hard, within the training and after the ramp: the last 20 of 160 epochs."""
     probability_lr: float = 6e-3
     """Learning rate of the probabilities at the start; it falls to 0 at `until` along half a cosine."""
 
-    def __post_init__(self):
-        if self.until is not None:
-            check_steps("until", self.until)
-        if not self.probability_lr > 0:
-            raise UserError(f"method.probability_lr={self.probability_lr:g} must be positive")
+    def validate(self) -> None:
+        self.check_positive("probability_lr")
 
-    def start(self, weights, schedule) -> "ProbMaskPruner":
+    def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "ProbMaskPruner":
         """With all weights certain. Raises `UserError` for a schedule that is not at its target by `until`."""
         if isinstance(schedule, AlternatingPhases):
             raise UserError("this method never becomes dense again: schedule=probmask")
         if schedule.value(_FOREVER) == 0:  # dense: there is nothing to harden
-            return ProbMaskPruner(self, weights)
-        if self.until is None:
-            raise UserError(
-                "this method needs the step from which its masks are hard: ProbMask(until=…), method.until=…"
-            )
-        if schedule.value(self.until - 1) != schedule.value(_FOREVER):
+            return ProbMaskPruner(self.probability_lr, _FOREVER, weights)
+        until = self.interval("until", length)
+        if schedule.value(until - 1) != schedule.value(_FOREVER):
             raise UserError("method.until makes the mask hard before schedule.end: raise the one or lower the other")
-        return ProbMaskPruner(self, weights)
+        return ProbMaskPruner(self.probability_lr, until, weights)
 
 
 class ProbMaskPruner(MaskPruner):
-    steps_differ = True
-
-    def __init__(self, method: ProbMask, weights):
+    def __init__(self, lr: float, until: int, weights: Sequence[Tensor]):
         super().__init__(weights, for_good=False)
-        self._method = method
+        self._lr, self.until = lr, until
         self._probabilities, self._relaxed = FlatWeights(weights), FlatWeights(weights)
         self.masks = self._relaxed.layers  # in [0, 1], laid out as the weights
         for each in (self._probabilities, self._relaxed):
             each.flat.fill_(1)
-        self._adam = torch.optim.Adam(map(nn.Parameter, self._probabilities.layers), lr=method.probability_lr)
+        self._adam = torch.optim.Adam(map(nn.Parameter, self._probabilities.layers), lr=lr)
         self._temperature = 0.0  # that of the relaxed mask; 0 before the ramp
         self._seed = int(torch.randint(2**31, ()))
-        self.settled = False
+        self._settled = False  # the masks are hard
 
-    def changes(self, step, sparsity):
-        return sparsity > 0 and not self.settled
+    def due(self, step: int, sparsity: float, level: float) -> bool:
+        return sparsity > 0 and not self._settled
 
-    def before_step(self, step, sparsity, weights, optimizer):
-        if self.settled or not self._temperature:
+    def updates(self, schedule: Schedule, steps: int) -> list[int]:
+        return [step for step in range(min(self.until, steps)) if schedule.value(step)]
+
+    def before_step(self, step: int, sparsity: float, weights: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
+        if self._settled or not self._temperature:
             return
         probability, mask = self._probabilities.flat, self._relaxed.flat
         pulls = FlatWeights(self.masks)
@@ -89,45 +92,43 @@ class ProbMaskPruner(MaskPruner):
         for parameter, pull in zip(parameters, pulls.layers, strict=True):
             parameter.grad = pull
         nn.utils.clip_grad_norm_(parameters, _CLIP)
-        self._adam.param_groups[0]["lr"] = (
-            self._method.probability_lr / 2 * (1 + math.cos(math.pi * step / self._method.until))
-        )
+        self._adam.param_groups[0]["lr"] = self._lr / 2 * (1 + math.cos(math.pi * step / self.until))
         self._adam.step()
         self._adam.zero_grad()
 
-    def update(self, step, sparsity, raw, optimizer):
-        if raw is None or self.settled:
+    def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:
+        if raw is None or self._settled:
             return
         probability = self._probabilities.flat
         kept = (1 - sparsity) * probability.numel()
         keep_expected(probability, kept)
-        if step + 1 >= self._method.until:
+        if step + 1 >= self.until:
             magnitudes = FlatWeights(self.masks)  # in the order of the probabilities
             magnitudes.copy_(raw.layers)
             self._relaxed.flat.copy_(most_probable(probability, magnitudes.flat.abs(), round(kept)))
-            self.settled = True
+            self._settled = True
             return
-        self._temperature = 1 / ((1 - _COLDEST) * (1 - step / self._method.until) + _COLDEST)
+        self._temperature = 1 / ((1 - _COLDEST) * (1 - step / self.until) + _COLDEST)
         chance = torch.Generator(probability.device).manual_seed(self._seed + 1_000_003 * step)
         for mask in self._relaxed.layers:  # in logical order: a layer's layout in memory changes nothing
             mask.copy_(torch.rand(mask.shape, generator=chance, dtype=mask.dtype, device=mask.device))
         noise = self._relaxed.flat.clamp(min=2**-25).logit()  # as the difference of two Gumbel samples
         torch.sigmoid((probability.logit() + noise) * self._temperature, out=self._relaxed.flat)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return super().state_dict() | {
             "probabilities": [p.clone() for p in self._probabilities.layers],
             "adam": copy.deepcopy(self._adam.state_dict()),
             "temperature": self._temperature,
             "seed": self._seed,
-            "settled": self.settled,
+            "settled": self._settled,
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._probabilities.copy_(state["probabilities"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
-        self._temperature, self._seed, self.settled = state["temperature"], state["seed"], state["settled"]
+        self._temperature, self._seed, self._settled = state["temperature"], state["seed"], state["settled"]
 
 
 def keep_expected(probability: Tensor, kept: float) -> None:

@@ -1,50 +1,57 @@
 """Top-KAST (Jayakumar et al. 2020, NeurIPS): sparse forward, a larger sparse set in the backward pass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from st3.errors import UserError
-from st3.sparsify.method import Pruner, check_fraction, constant_sparsity
+from st3.durations import Length
+from st3.sparsify.flat_weights import FlatWeights
+from st3.sparsify.method import Method, Pruner, constant_sparsity
+from st3.sparsify.schedules import Schedule
 from st3.sparsify.thresholds import quantile
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKAST:
-    """`ŵ = w·1[A]`, A the globally largest fraction D of all weights; the gradient reaches the largest D + M, set B.
+class TopKAST(Method):
+    """Top-KAST (Jayakumar et al. 2020, arXiv:2106.03517): `ŵ = w·1[A]`, A the globally largest fraction D of all
+    weights; the gradient reaches the largest D + M, set B.
 
     An extra decay keeps weights outside A from lingering: `λ·lr·w` on A, `λ·lr·w/D` on B without A.
     """
+
+    name: ClassVar[str] = "topkast"
+    follows: ClassVar[str] = "constant"
 
     backward: float = 0.1
     """M: the fraction of all weights that are zeroed and still get gradient; cut to what is there."""
     decay: float = 1e-4
     """λ."""
 
-    def __post_init__(self):
-        check_fraction("backward", self.backward)
-        if not self.decay >= 0:
-            raise UserError(f"method.decay={self.decay:g} must not be negative")
+    def validate(self) -> None:
+        self.check_fraction("backward")
+        self.check_not_negative("decay")
 
-    def start(self, weights, schedule) -> "TopKASTPruner":
+    def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "TopKASTPruner":
         """Sparse at once. Raises `UserError` for a schedule that is not constant."""
         return TopKASTPruner(self, weights, constant_sparsity(schedule))
 
 
 class TopKASTPruner(Pruner):
-    routes_gradient = True
-
-    def __init__(self, method: TopKAST, weights, sparsity: float):
+    def __init__(self, method: TopKAST, weights: Sequence[Tensor], sparsity: float):
         self._decay, self._density = method.decay, 1 - sparsity
         self.starts_sparse = sparsity > 0
         self._outside = max(sparsity - method.backward, 0.0)  # the fraction of weights that is not in B
         self._active, self._reached = ([torch.ones_like(w, dtype=torch.bool) for w in weights] for _ in range(2))
         """A and B, bool, laid out as the weights."""
 
-    def route(self, layer, weight, gradient, step):
+    def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
         return gradient * self._reached[layer]
 
-    def before_step(self, step, sparsity, weights, optimizer):
+    def before_step(self, step: int, sparsity: float, weights: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
         if not sparsity:
             return
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -52,7 +59,7 @@ class TopKASTPruner(Pruner):
             decay = self._decay * (active + (reached & ~active).to(weight.dtype) / self._density)
             weight.detach().sub_(weight * decay * rates[id(weight)])
 
-    def update(self, step, sparsity, raw, optimizer):
+    def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:
         if raw is None:
             return
         magnitudes = raw.flat.abs()
@@ -61,16 +68,16 @@ class TopKASTPruner(Pruner):
             for mask, weight in zip(masks, raw.layers, strict=True):
                 mask.copy_(weight.abs() > threshold)
 
-    def project(self, raw, sparsity, out, costs=None):
+    def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         threshold = quantile(raw.flat.abs(), sparsity)
         for weight, target in zip(raw.layers, out, strict=True):
             torch.mul(weight, weight.abs() > threshold, out=target)
         return threshold.expand(len(raw.layers)).clone()
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"active": [m.clone() for m in self._active], "reached": [m.clone() for m in self._reached]}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         for mine, theirs in ((self._active, state["active"]), (self._reached, state["reached"])):
             for mask, saved in zip(mine, theirs, strict=True):
                 mask.copy_(saved)

@@ -1,0 +1,70 @@
+"""Hydra, in our words: where the YAML files are, and from overrides to a checked configuration."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from st3.errors import UserError
+
+if TYPE_CHECKING:
+    from st3.config import Config
+
+
+def config_path() -> str:
+    """The checkout's configs/ beside pyproject.toml, else the copy inside the installed package."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent
+    beside = (checkout / "pyproject.toml").exists() and (checkout / "configs").is_dir()
+    return str((checkout if beside else package) / "configs")
+
+
+def compose_config(overrides: Sequence[str]) -> "Config":
+    """The configuration that `st3-train OVERRIDES` would have. Raises `UserError` for what the user can mend."""
+    from st3.config import load_config
+
+    try:
+        with initialize_config_dir(config_path(), version_base="1.3"):
+            return load_config(compose("config", spell_out(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(in_one_line(error)) from error
+
+
+def spell_out(overrides: Sequence[str]) -> list[str]:
+    """The overrides with `model.name=NAME` for `model=NAME` where configs/model has no file of that name."""
+    folder, spelled = Path(config_path(), "model"), []
+    for override in overrides:
+        names = override.removeprefix("model=").split(",") if override.startswith("model=") else []
+        known = [(folder / f"{name}.yaml").exists() for name in names]
+        if names and names != ["null"] and not any(known):  # with the plain file, which holds nothing but a name
+            spelled += ["model=resnet20", f"model.name={','.join(names)}"]
+        else:
+            spelled.append(override)
+    return spelled
+
+
+def in_one_line(error: Exception) -> str:
+    """What Hydra's message means in terms of what was typed."""
+    from st3.variants import unknown_choice, unknown_setting
+
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and choice.startswith("submitit"):
+            return f"{group}={choice} is not installed: pip install hydra-submitit-launcher"
+        if group.partition("/")[0] == "recipe":  # also in folders, which Hydra takes for groups of their own
+            folder = Path(config_path(), "recipe")
+            recipes = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+            return unknown_choice("recipe", error.missing_cfg_file.removeprefix("recipe/"), recipes)
+        if group == "model":
+            return f"model={choice} has no file of its own: sweep over model.name"
+        return unknown_choice(group, choice, error.options)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        from st3.config import setting_names
+
+        return unknown_setting(match[1], setting_names())
+    return text

@@ -1,0 +1,158 @@
+"""A run without its weights: what it is made of, how long it is, what it costs.
+
+Dry runs, tables and benchmarks need no more of a run, or start from here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from st3.config import Config
+from st3.data import Facts, dataset_facts
+from st3.durations import Length
+from st3.errors import UserError
+from st3.measure import LayerRow, layer_macs, layer_table
+from st3.models import build_model
+from st3.sparsify import Sparsifier
+from st3.training.distributed import SINGLE, Processes
+from st3.training.machine import Machine
+from st3.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A run as it is known before anything is computed."""
+
+    config: Config
+    facts: Facts
+    plan: Plan
+    model: nn.Module
+    """On "meta": shapes only."""
+    macs: dict[str, int]
+    """Of each dense layer, for one image."""
+    sparsifier: Sparsifier
+    """Of `model`, attached to an optimizer."""
+
+    @property
+    def rows(self) -> list[LayerRow]:
+        """The layer table, before anything is pruned."""
+        return layer_table(self.sparsifier.layers(), self.macs)
+
+    def make_model(self) -> nn.Module:
+        """The network with its initial weights, on the default device."""
+        return make_model(self.config, self.facts)
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        """Over all trainable parameters."""
+        return self.config.optimizer.build(model)
+
+    def make_sparsifier(self, model: nn.Module) -> Sparsifier:
+        """Not yet attached."""
+        return make_sparsifier(self.config, self.plan, model, self.macs)
+
+
+def sketch(config: Config, processes: Processes = SINGLE) -> Sketch:
+    """What `config` means. Reads the listing of an image folder at most.
+
+    Raises `UserError` for everything that does not fit together, in all processes.
+    """
+    facts = processes.together(lambda: dataset_facts(config.dataset))
+    plan = make_plan(config, facts, processes)
+    with torch.device("meta"):
+        model = make_model(config, facts)
+    data = config.dataset
+    macs = layer_macs(model, (data.channels, data.image_size, data.image_size))
+    sparsifier = make_sparsifier(config, plan, model, macs).attach(config.optimizer.build(model))
+    return Sketch(config, facts, plan, model, macs, sparsifier)
+
+
+def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE) -> Plan:
+    """Everything in optimizer steps. Raises `UserError` when the parts do not fit into the training."""
+    if config.batch_size % (config.accumulate * processes.world_size):
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {processes.world_size} processes in "
+            f"{config.accumulate} passes: choose a multiple of {config.accumulate * processes.world_size}"
+        )
+    steps_per_epoch = facts.train_images // (config.batch_size // config.accumulate) // config.accumulate
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"batch_size={config.batch_size} is larger than the {facts.train_images} training images: lower batch_size"
+        )
+    length = Length(steps_per_epoch, config.epochs)
+    return Plan(
+        length=length,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        lr=config.optimizer.lr,
+        lr_schedule=config.lr_schedule.over(length),
+        sparsity=config.schedule.over(config.target_sparsity, length),
+        target_sparsity=config.target_sparsity,
+        label_smoothing=config.label_smoothing,
+        clip_norm=config.clip_norm,
+        seed=config.seed,
+        eval_every=config.eval_every,
+        log_every=config.log_every,
+    )
+
+
+def make_model(config: Config, facts: Facts) -> nn.Module:
+    """The network with its initial weights, on the default device."""
+    data = config.dataset
+    return build_model(config.model, classes=facts.classes, channels=data.channels, image_size=data.image_size)
+
+
+def make_sparsifier(config: Config, plan: Plan, model: nn.Module, macs: dict[str, int]) -> Sparsifier:
+    """Not yet attached. Raises `UserError`, naming the setting, when nothing fits the selection."""
+    chosen: dict[str, Any] = vars(config.selection)
+    try:
+        return Sparsifier(model, config.method, plan.sparsity, **chosen, macs=macs, length=plan.length)
+    except UserError as error:
+        raise UserError(f"method.{error}" if str(error).startswith(tuple(chosen)) else str(error)) from error
+
+
+# How steps are executed -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How steps are executed. It changes their time, and their results by rounding only."""
+
+    compile: bool
+    capture: bool
+    because: str = ""
+    """Why steps are not captured, where capture=auto decided so."""
+
+
+_BUSY = 2e11
+"""Multiply-accumulates of one forward pass that keep any GPU busy longer than it takes to issue the work."""
+_WORTH_COMPILING = 2000
+"""Optimizer steps that win more time than the compiler takes."""
+
+
+def choose_execution(run: Sketch, machine: Machine) -> Execution:
+    """What compile and capture mean on this machine.
+
+    Raises `UserError` where capture=on or dataset.decode=gpu asks for what cannot be.
+    """
+    config, plan, on_cuda = run.config, run.plan, machine.device.type == "cuda"
+    if config.dataset.decode == "gpu" and not on_cuda:
+        raise UserError(f"dataset.decode=gpu needs a CUDA device, not {machine.device}: set dataset.decode=cpu")
+    compiled = config.compile == "on" or (config.compile == "auto" and on_cuda and plan.total_steps >= _WORTH_COMPILING)
+    if config.capture == "off":
+        return Execution(compiled, capture=False)
+    reason = ""
+    if not on_cuda:
+        reason = "CUDA graphs need a CUDA device"
+    elif machine.precision == "fp16":
+        reason = "the gradient scaler of fp16 decides on the host"
+    elif machine.processes.world_size > 1:
+        reason = "several processes exchange their gradients in it"
+    if config.capture == "on":
+        if reason:
+            raise UserError(f"capture=on is not possible ({reason}): use capture=auto")
+    elif not reason and sum(run.macs.values()) * plan.batch_size / plan.accumulate > _BUSY:
+        reason = "its passes keep the device busy as they are"
+    return Execution(compiled, capture=not reason, because=reason if on_cuda else "")

@@ -1,0 +1,117 @@
+"""Who is told what happens in the loop: the run directory, TensorBoard, the progress bar."""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from st3.measure import LayerRow
+from st3.training.plan import Plan
+from st3.training.profiling import StepProfiler
+from st3.training.run_directory import METRICS, RunDirectory
+from st3.training.state import TrainingState
+from st3.training.summary import Summary
+
+
+class Recorder(Protocol):
+    """What the loop tells."""
+
+    def progress(self) -> None:
+        """One more optimizer step."""
+
+    def row(self, state: TrainingState, row: dict[str, Any]) -> None:
+        """Metrics of the steps since the last row."""
+
+    def evaluation(self, state: TrainingState, is_best: bool) -> None:
+        """`state.scores` are new."""
+
+    def checkpoint(self, state: TrainingState) -> None:
+        """An epoch is complete."""
+
+    def close(self) -> None:
+        """The loop has ended, or was interrupted."""
+
+
+class RunRecorder:
+    """Writes progress bar, metrics.csv, TensorBoard events, checkpoints, layers.csv and summary.json."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        state: TrainingState,
+        plan: Plan,
+        *,
+        layer_rows: Callable[[], Sequence[LayerRow]],
+        summary: Callable[[], Summary],
+        profiler: StepProfiler | None = None,
+    ):
+        self._directory, self._epochs, self._profiler = directory, plan.epochs, profiler
+        self._layer_rows, self._summary = layer_rows, summary
+        self._row: dict[str, Any] = {}
+        path = directory.keep_metrics(state.step)
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._writer = csv.DictWriter(self._file, METRICS)
+        self._events = SummaryWriter(str(directory.path), purge_step=state.step + 1)
+        self._bar = tqdm(total=plan.total_steps, initial=state.step, unit="step", disable=None, leave=False)
+
+    def progress(self) -> None:
+        self._bar.update()
+        if self._profiler:
+            self._profiler.step()
+
+    def row(self, state: TrainingState, row: dict[str, Any]) -> None:
+        self._flush()
+        self._row = {"epoch": state.epoch + 1, "step": state.step, **row}
+        self._bar.set_postfix_str(f"loss {row['train_loss']:.3f}, sparsity {row['sparsity']:.2%}", refresh=False)
+
+    def evaluation(self, state: TrainingState, is_best: bool) -> None:
+        scores = {name: value for name, value in state.scores.items() if name != "epoch"}
+        self._row |= scores  # an epoch ends with a row, which takes the scores in
+        splits = [name.removesuffix("_top1") for name in scores if name.endswith("_top1")]
+        top1 = [f"{split} top-1 {scores[f'{split}_top1']:.2f} %" for split in splits]
+        self._bar.write(
+            f"epoch {state.epoch}/{self._epochs}: loss {self._row['train_loss']:.3f}, {', '.join(top1)}, "
+            f"sparsity {self._row['sparsity']:.2%}, {self._row['images_per_second']:,.0f} images/s"
+        )
+        if is_best:
+            self._directory.write_best({"model": state.network().state_dict(), **state.best})
+        self._directory.write_layers(self._layer_rows())
+
+    def checkpoint(self, state: TrainingState) -> None:
+        self._flush()
+        self._directory.write_checkpoint(state.state_dict())
+        if state.scores.get("epoch") == state.epoch:  # accuracy, zeros and MACs of the same network
+            self._directory.write_summary(replace(self._summary(), finished=False))
+
+    def close(self) -> None:
+        if self._profiler:
+            self._profiler.close()
+        self._bar.close()
+        self._flush()
+        self._file.close()
+        self._events.close()
+
+    def _flush(self) -> None:
+        row, self._row = self._row, {}
+        if row:
+            self._writer.writerow(row)
+            self._file.flush()
+        for name in row.keys() - {"epoch", "step"}:
+            self._events.add_scalar(name, row[name], row["step"])
+
+
+class SilentRecorder:
+    """For the processes that leave writing to the first one."""
+
+    def progress(self) -> None: ...
+
+    def row(self, state: TrainingState, row: dict[str, Any]) -> None: ...
+
+    def evaluation(self, state: TrainingState, is_best: bool) -> None: ...
+
+    def checkpoint(self, state: TrainingState) -> None: ...
+
+    def close(self) -> None: ...

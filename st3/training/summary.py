@@ -1,0 +1,65 @@
+"""What came out of a run, as summary.json keeps it."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from st3.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Accuracies are percent, of the network after the last epoch; zeros and MACs are counted in it."""
+
+    top1: float
+    """On the test images."""
+    top5: float
+    val_top1: float | None = None
+    """On held-out training images, where there are some."""
+    val_top5: float | None = None
+    sparsity_target: float
+    target: str
+    """What the target counts: weights or flops."""
+    sparsity: float
+    """zeros / prunable."""
+    zeros: int
+    prunable: int
+    macs_dense: int
+    macs: int
+    epochs: int
+    steps: int
+    seconds: float
+    warmup_seconds: float
+    """Of these, the first steps, in which kernels are chosen, compiled and captured."""
+    data_seconds: float
+    """Of these, how long the device waited for training data."""
+    peak_memory_bytes: int
+    processes: int
+    method: str
+    model: str
+    dataset: str
+    seed: int
+    mask_updates: int | None = None
+    """Optimizer steps in which the masks change; None: all that are sparse."""
+    warnings: list[str] = field(default_factory=list)
+    """What a reader must know before the numbers."""
+    best: dict = field(default_factory=dict)
+    """The best evaluation at full sparsity; empty where there was none."""
+    run_dir: str
+    st3: str
+    """Version."""
+    finished: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> "Summary":
+        """From a summary.json, also of an earlier version. Raises `UserError` for a damaged file."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            known = {each.name for each in fields(cls)}
+            return cls(**{key: value for key, value in content.items() if key in known})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): delete it") from error
+
+    def plain(self) -> dict:
+        """For JSON, without what there is none of."""
+        return {key: value for key, value in asdict(self).items() if value is not None or not key.startswith("val_")}
