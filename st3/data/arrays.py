@@ -1,6 +1,6 @@
 """Images that live on the device as one uint8 tensor, augmented a whole batch at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -45,8 +45,8 @@ class ArrayLoader(Loader):
         labels: torch.Tensor,
         *,
         batch_size: int,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         augment: str = "none",
         training: bool = False,
         seed: int = 0,

@@ -1,4 +1,4 @@
-"""The datasets by name: each function returns its whole training and test split, not yet augmented or batched."""
+"""The datasets by name: each function returns whole splits, not yet augmented or cut into batches."""
 
 import contextlib
 import hashlib
@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torchvision import datasets
 
+from st3.data.config import DatasetConfig
 from st3.data.folders import scan_tree
 from st3.errors import UserError
 
@@ -33,7 +35,7 @@ class Split:
         return Split(self.inputs[indices.numpy()], self.labels[indices])
 
     def part(self, rank: int, world_size: int) -> "Split":
-        """The images of one process: consecutive, of all processes each image once, none where there are too few."""
+        """The consecutive images of one process, perhaps none. All processes together have each image once."""
         start, stop = (len(self.labels) * each // world_size for each in (rank, rank + 1))
         return Split(self.inputs[start:stop], self.labels[start:stop])
 
@@ -46,10 +48,23 @@ class Source:
     test: Split
     classes: tuple[str, ...]
     val: Split | None = None
-    """Validation images of its own, apart from the training images."""
+    """Validation images, where the dataset has them apart from the training images."""
 
 
-def fashion_mnist_embedded(path: Path = EMBEDDED_FILE, **_) -> Source:
+def required(config: DatasetConfig, key: str, default: int | None = None) -> int:
+    """The setting `key` of a dataset, or the default where it is null.
+
+    Raises:
+        UserError: neither is given.
+    """
+    value: int | None = getattr(config, key)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"dataset.{key}=N is needed by dataset={config.name}")
+    return value
+
+
+def fashion_mnist_embedded(path: Path = EMBEDDED_FILE) -> Source:
     """The first 8,000 training and 2,000 test images of Fashion-MNIST, from the file inside the package.
 
     Raises:
@@ -69,12 +84,13 @@ def fashion_mnist_embedded(path: Path = EMBEDDED_FILE, **_) -> Source:
     return Source(train, test, tuple(datasets.FashionMNIST.classes))
 
 
-def official(dataset: type, files: str, folder: str, *, root: str | None, download: bool, **_) -> Source:
-    """A dataset that torchvision downloads; `files` belong into root/`folder`.
+def official(dataset: Any, files: str, folder: str, config: DatasetConfig, _seed: int = 0) -> Source:
+    """A dataset that torchvision's class `dataset` downloads; `files` belong into root/`folder`.
 
     Raises:
         UserError: no root, the files are absent or damaged, or the download failed.
     """
+    root, download = config.root, config.download
     if root is None:
         raise UserError("dataset.root=DIR is needed: the folder that holds the downloaded files")
     place = Path(root, folder)
@@ -89,11 +105,11 @@ def official(dataset: type, files: str, folder: str, *, root: str | None, downlo
             f"{files} into {place} and set dataset.download=true, or set dataset=fashion_mnist_embedded"
         ) from None
     finally:
-        for each in absent:  # torchvision makes its folders before it has anything to put there
+        for each in absent:  # torchvision makes its folders even if it has nothing to put there
             with contextlib.suppress(OSError):  # not made, or not empty
                 each.rmdir()
 
-    def split(part) -> Split:
+    def split(part: Any) -> Split:
         images = torch.as_tensor(part.data)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         return Split(images, torch.as_tensor(part.targets, dtype=torch.int64))
@@ -101,13 +117,13 @@ def official(dataset: type, files: str, folder: str, *, root: str | None, downlo
     return Source(split(train), split(test), tuple(train.classes))
 
 
-def image_folder(*, root: str | None, **_) -> Source:
+def image_folder(config: DatasetConfig, _seed: int = 0) -> Source:
     """An ImageFolder tree: root/train, and root/val or root/test or both.
 
     Raises:
         UserError: as `scan_tree`.
     """
-    listings = scan_tree(root)
+    listings = scan_tree(config.root)
 
     def split(folder: datasets.ImageFolder) -> Split:
         paths = np.array([path for path, _ in folder.samples], dtype=object)
@@ -117,37 +133,34 @@ def image_folder(*, root: str | None, **_) -> Source:
     return Source(**splits, classes=tuple(listings["train"].classes))
 
 
-def fake(*, classes, channels, image_size, train_images, test_images, seed, **_) -> Source:
+def fake(config: DatasetConfig, seed: int) -> Source:
     """Random images and labels, a function of `seed`.
 
     Raises:
         UserError: a size is null.
     """
-    sizes = {"classes": classes, "train_images": train_images, "test_images": test_images}
-    for key, value in sizes.items():
-        if value is None:
-            raise UserError(f"dataset.{key}=N is needed by dataset=fake")
+    sizes = "classes", "train_images", "test_images"
+    classes, train_images, test_images = (required(config, key) for key in sizes)
     random = torch.Generator().manual_seed(seed)
 
     def split(count: int) -> Split:
-        shape = count, channels, image_size, image_size
+        shape = count, config.channels, config.image_size, config.image_size
         images = torch.randint(256, shape, dtype=torch.uint8, generator=random)
         return Split(images, torch.randint(classes, (count,), generator=random))
 
     return Source(split(train_images), split(test_images), tuple(map(str, range(classes))))
 
 
+Reader = Callable[[DatasetConfig, int], Source]
+"""Reads a dataset, or makes it from the second argument, the run's seed."""
+
 MNIST_FILES = ", ".join(Path(url).name for url, _ in datasets.MNIST.resources)
-DOWNLOADED: dict[str, Callable[..., Source]] = {
+DOWNLOADED: dict[str, Reader] = {
     "cifar10": partial(official, datasets.CIFAR10, datasets.CIFAR10.filename, "."),
     "cifar100": partial(official, datasets.CIFAR100, datasets.CIFAR100.filename, "."),
     "fashion_mnist": partial(official, datasets.FashionMNIST, MNIST_FILES, "FashionMNIST/raw"),
     "mnist": partial(official, datasets.MNIST, MNIST_FILES, "MNIST/raw"),
 }
-FOLDERS: dict[str, Callable[..., Source]] = {
-    "folder": image_folder,
-    "cifar10_folder": image_folder,
-    "imagenet": image_folder,
-}
-MADE_HERE: dict[str, Callable[..., Source]] = {"fake": fake, "fashion_mnist_embedded": fashion_mnist_embedded}
+FOLDERS: dict[str, Reader] = {"folder": image_folder, "cifar10_folder": image_folder, "imagenet": image_folder}
+MADE_HERE: dict[str, Reader] = {"fake": fake, "fashion_mnist_embedded": lambda config, seed: fashion_mnist_embedded()}
 DATASETS = DOWNLOADED | FOLDERS | MADE_HERE

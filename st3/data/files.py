@@ -1,14 +1,15 @@
-"""Image files read in worker processes, a whole batch at a time: as pixels, or as JPEG for another decoder."""
+"""Image files read in worker processes, a whole batch at a time: as pixels, or as JPEG that is decoded elsewhere."""
 
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch.utils.data import DataLoader, Dataset
 
 from st3.data.loader import mixed_seed
@@ -19,16 +20,16 @@ END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"  # markers of a JPEG file
 
 
 class EncodedBatch(NamedTuple):
-    """B images, those that any JPEG decoder reads alike as the bytes of their files, the others as pixels."""
+    """B images: as the bytes of their files where any JPEG decoder reads them alike, else as pixels."""
 
     content: torch.Tensor
     """uint8 [sum of lengths], the JPEG files one after the other."""
     lengths: torch.Tensor
     """int64 [B], bytes in `content`; 0: the image is in `pixels`."""
     views: torch.Tensor
-    """int64 [B, numbers of a view], what of each image is to be seen."""
+    """int64 [B, numbers of a view], which part of each image is seen."""
     pixels: torch.Tensor
-    """uint8 [images of length 0, C, image_size, image_size], what is to be seen of them."""
+    """uint8 [images of length 0, C, image_size, image_size], that part of them."""
     indices: torch.Tensor
     """int64 [B], which images of the split these are."""
     labels: torch.Tensor
@@ -58,10 +59,10 @@ class ImageFiles(Dataset):
         self.mode = "L" if channels == 1 else "RGB"
         self.seed = seed
 
-    def __getitem__(self, batch: tuple[int, torch.Tensor]):
+    def __getitem__(self, batch: tuple[int, torch.Tensor]) -> Sequence[torch.Tensor] | str:
         epoch, indices = batch
         try:
-            # Views are drawn from the global generator, which is lent to them and given back unchanged.
+            # Views are drawn from the global generator; its state is restored afterwards.
             with torch.random.fork_rng(devices=[]):
                 return self.read(epoch, indices)
         except UserError as error:
@@ -127,7 +128,8 @@ def reads_alike(file: Image.Image, content: bytes) -> bool:
     pictures in one file; and for a file that is cut short, which some decoders fill with grey.
     """
     return (
-        file.format == "JPEG"
+        isinstance(file, JpegImageFile)
+        and file.format == "JPEG"
         and file.mode == "RGB"
         and file.info.get("adobe_transform", 1) == 1
         and [component[0] for component in file.layer] != list(b"RGB")
@@ -135,12 +137,12 @@ def reads_alike(file: Image.Image, content: bytes) -> bool:
     )
 
 
-def worker_batches(files: ImageFiles, sampler: Sequence[tuple[int, torch.Tensor]], **options) -> DataLoader:
+def worker_batches(files: ImageFiles, sampler: Sequence[tuple[int, torch.Tensor]], **options: Any) -> DataLoader:
     """A DataLoader over whole batches, the items of `sampler`; `options` are DataLoader's.
 
-    Each worker works two batches ahead, DataLoader's own prefetch_factor: a batch here is whole, so that is plenty.
+    Each worker prepares two whole batches ahead, DataLoader's default, which is enough.
     """
-    # batch_size=None: the sampler yields whole batches. The generator: else each epoch draws from the global one.
+    # batch_size=None: the sampler yields whole batches. Without a generator each epoch would draw from the global one.
     return DataLoader(files, sampler=sampler, batch_size=None, generator=torch.Generator(), **options)
 
 

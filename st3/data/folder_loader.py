@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from st3.data.files import EncodedBatch, EncodedFiles, ImageFiles, checked, naming, worker_batches
 from st3.data.loader import Loader, Normalise, mixed_seed
-from st3.data.views import CentralView, RandomView, View
+from st3.data.views import CentralView, RandomView
 from st3.errors import UserError
 
 DECODERS = "cpu", "gpu"
@@ -26,8 +26,8 @@ class FolderLoader(Loader):
     or "gpu": the workers only read the files, and `device`, of whatever type, decodes, crops and resizes; the crops
     are the same, the pixels differ by the rounding of two decoders.
 
-    The workers of a training loader live as long as it; those of any other only for an epoch, so that a process
-    keeps `workers` idle ones at most, not three times as many.
+    The workers of a training loader live as long as the loader, those of any other only for an epoch: so at most
+    `workers` of them are idle, not three times as many.
 
     Raises:
         UserError: `device` cannot decode; from `epoch`, a file that cannot be read, by its path.
@@ -41,8 +41,8 @@ class FolderLoader(Loader):
         image_size: int,
         channels: int,
         batch_size: int,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         decode: str = "cpu",
         workers: int = 0,
         training: bool = False,
@@ -56,6 +56,8 @@ class FolderLoader(Loader):
         self.normalise = Normalise(mean, std, image_size, device)
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         view = RandomView(image_size) if training else CentralView(image_size)
+        files: ImageFiles
+        self.prepare: Callable[..., Sequence[torch.Tensor]]
         if decode == "gpu":
             assert channels == 3
             files = EncodedFiles(paths, labels, view, channels, seed)
@@ -90,8 +92,8 @@ def prepared(
 ) -> Iterator[Sequence[torch.Tensor]]:
     """`prepare(batch)` of each batch.
 
-    With a `stream`, that of the next batch is queued there before a batch is handed out: the device copies or decodes
-    it beside the computation on the current stream, which waits only if it comes first.
+    With a `stream`, the next batch is prepared there before the present one is handed out, so that the device copies
+    or decodes it while the current stream computes. The current stream waits only for a batch that is not ready yet.
     """
     if stream is None:
         yield from map(prepare, batches)
@@ -101,7 +103,7 @@ def prepared(
         current = torch.cuda.current_stream(stream.device)
         current.wait_event(done)
         for tensor in tensors:
-            tensor.record_stream(current)  # their memory is the other stream's, which must not reuse it before
+            tensor.record_stream(current)  # keeps the other stream from reusing their memory too early
         return tensors
 
     waiting = None
@@ -118,19 +120,19 @@ def prepared(
 class DeviceDecoder:
     """Maps an `EncodedBatch` to uint8 images [B, 3, H, W] and int64 labels [B] on `device`, which decodes the JPEGs.
 
-    What `device` refuses is decoded by Pillow in this process; `paths` are for the message if it refuses too.
+    Pillow decodes in this process what `device` refuses; `paths` are for the message where it fails, too.
 
     Raises:
         UserError: `device` decodes no JPEG at all; when called, a damaged file.
     """
 
-    def __init__(self, paths: np.ndarray, view: View, device: torch.device):
+    def __init__(self, paths: np.ndarray, view: RandomView | CentralView, device: torch.device):
         self.paths = paths
         self.view = view
         self.device = device
         file = io.BytesIO()
         Image.new("RGB", (16, 16)).save(file, "JPEG")
-        try:  # now and once: else every image would take the slow way
+        try:  # once, now: a device without a decoder would else refuse every image, and Pillow would decode them all
             self._decode([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)])
         except RuntimeError as error:
             raise UserError(
@@ -163,7 +165,7 @@ class DeviceDecoder:
             return self._decode(files)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # at least one is refused, and all come back empty-handed
+        except RuntimeError:  # one refused file is enough for this: find out which are fine
             return [self._one(file, self.paths[index]) for file, index in zip(files, indices.tolist(), strict=True)]
 
     def _one(self, file: torch.Tensor, path: str) -> torch.Tensor:

@@ -10,8 +10,9 @@ from st3.errors import UserError
 def split_folders(root: str | None) -> dict[str, Path]:
     """The folders of an image tree by use, "train" and "test", and "val" where there is one for it.
 
-    Of root/val and root/test the only one is the test folder. With both, they are what their names say; but a test/
-    without the class folders of val/ (ImageNet's has no labels) is passed over, and val/ is the test folder.
+    Where only one of root/val and root/test exists, it is the test folder. Where both do, they are what their names
+    say, unless test/ lacks the class folders of val/ (ImageNet's test images have no labels): then val/ is the test
+    folder and test/ is not used.
 
     Raises:
         UserError: no root, or one of the folders is missing.

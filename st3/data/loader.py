@@ -1,5 +1,8 @@
 """What every loader shares: size, order of the images, normalisation."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 
@@ -14,35 +17,33 @@ def mixed_seed(*words: int) -> int:
 class Normalise:
     """uint8 images [B, C, H, W] in 0..255 to float32 `(x / 255 - mean) / std`, channels_last, same device."""
 
-    def __init__(self, mean, std, image_size: int, device: torch.device | str):
-        mean, std = torch.tensor(mean), torch.tensor(std)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], image_size: int, device: torch.device | str):
+        means, stds = torch.tensor(mean), torch.tensor(std)
 
         def whole_image(value: torch.Tensor) -> torch.Tensor:
             # Same layout as the batch: broadcasting [C, 1, 1] over channels_last is ten times slower on a CPU.
             size = image_size, image_size, len(value)
             return value.expand(size).contiguous().permute(2, 0, 1).to(device)
 
-        self.scale = whole_image(1 / (255 * std))
-        self.shift = whole_image(-mean / std)
+        self.scale = whole_image(1 / (255 * stds))
+        self.shift = whole_image(-means / stds)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         images = images.float().contiguous(memory_format=torch.channels_last)
         return torch.addcmul(self.shift, images, self.scale)
 
 
-class Loader:
-    """Batches of one split, or of one process's part of it.
+class Loader(ABC):
+    """Batches of one split, or of one process's part of it. `len(loader)` is the number of batches in an epoch.
 
-    `epoch(epoch)` iterates over `(images, labels)`: float32 [B, C, H, W], normalised, channels_last, and int64 [B],
-    both on the device. `len(loader)` is the number of batches in an epoch.
+    A training loader shuffles and augments as a function of (seed, epoch) alone. It drops the images that
+    are left over for an incomplete batch, different ones in each epoch. With `world_size` processes, each is given the
+    whole split; `num_images` and `batch_size` count the images of all processes, `len(loader)` is the same on all, and
+    process `rank` serves slice `rank` of each batch, B = batch_size // world_size: put together they are the batch of
+    a single process.
 
-    A training loader shuffles and augments as a function of (seed, epoch) alone, and drops the last incomplete
-    batch, other images each epoch. With `world_size` processes, each is given the whole split; `num_images` and
-    `batch_size` count the images of all of them, `len(loader)` is the same on all, and process `rank` serves
-    slice `rank` of each batch, B = batch_size // world_size: put together they are the batch of a single process.
-
-    Any other loader knows no processes. It serves each image it is given once, in order, the last batch smaller, and
-    no batch where it is given none; `num_images` and `batch_size` are about itself alone.
+    Any other loader serves the images that it is given, each once and in order; its last batch may be smaller, and
+    without images it has no batch. It ignores the other processes: `num_images` and `batch_size` are its own.
     """
 
     def __init__(
@@ -76,6 +77,10 @@ class Loader:
             return self.num_images // self.batch_size
         return -(-self.num_images // self.batch_size)
 
+    @abstractmethod
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(images, labels) of each batch, on the device: float32 [B, C, H, W], normalised, channels_last; int64 [B]."""
+
     def order(self, random: torch.Generator) -> torch.Tensor:
         """Indices of the images to serve in one epoch, by all processes: int64 [at most num_images]."""
         if self.training:
@@ -83,5 +88,5 @@ class Loader:
         return torch.arange(self.num_images)
 
     def split(self, drawn: torch.Tensor) -> list[torch.Tensor]:
-        """What is `drawn` [images of an epoch, ...] for all processes, cut into the batches of this one."""
+        """Cut `drawn` [images of an epoch, ...], which is for all processes, into the batches of this one."""
         return [batch[self.share] for batch in drawn.split(self.batch_size)] if len(drawn) else []

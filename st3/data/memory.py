@@ -1,60 +1,57 @@
-"""Image folders that are decoded once, whole, into memory; and the file that spares it the next time."""
+"""Image folders that are decoded once, whole, into memory; and the cache file that replaces this in later runs."""
 
+import contextlib
 import hashlib
 import os
 import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
 
+from st3.data.config import DatasetConfig
 from st3.data.files import ImageFiles, checked, naming, worker_batches
 from st3.data.views import WholeView
 from st3.errors import UserError
 
-CACHE_FORMAT = 1  # to be raised whenever the same files would give another cache file
+CACHE_FORMAT = 1  # raise it whenever the same images would give another cache file
 HEADER_BYTES = 128
 
 
-def decode_once(
-    paths: np.ndarray,
-    *,
-    root: str,
-    image_size: int,
-    channels: int,
-    workers: int,
-    cache: str | None,
-    announce: bool = True,
-) -> torch.Tensor:
+def decode_once(paths: np.ndarray, config: DatasetConfig, announce: bool = True) -> torch.Tensor:
     """Every file as pixels in memory: uint8 [N, channels, image_size, image_size], channels_last.
 
+    With a cache folder the pixels are written to a file there, and later mapped into memory from it, as long as no
+    image has changed. Several processes may use it at the same time.
+
     Args:
-        paths: file names below `root`, object array [N].
-        workers: processes that decode (0: this one).
-        cache: folder where the pixels are kept in a file, and from where they are mapped into memory when no image
-            has changed; None: nothing is kept. Several processes may use it at a time.
-        announce: print a line when such a file is written, used or damaged.
+        paths: file names below the dataset's root, object array [N].
+        announce: print a line when a cache file is written, used or damaged.
 
     Raises:
         UserError: a file that cannot be read, by its path; a cache that cannot be used.
     """
-    shape = len(paths), image_size, image_size, channels
+    shape = len(paths), config.image_size, config.image_size, config.channels
 
     def decode() -> np.ndarray:
-        files = ImageFiles(paths, torch.zeros(len(paths)), WholeView(image_size), channels, seed=0)
+        files = ImageFiles(paths, torch.zeros(len(paths)), WholeView(config.image_size), config.channels, seed=0)
         batches = [(0, indices) for indices in torch.arange(len(paths)).split(1000)]
         pixels, done = np.empty(shape, np.uint8), 0
-        for images, _ in checked(worker_batches(files, batches, num_workers=workers)):
+        for images, _ in checked(worker_batches(files, batches, num_workers=config.workers)):
             pixels[done : done + len(images)] = images.permute(0, 2, 3, 1).numpy()
             done += len(images)
         return pixels
 
-    pixels = decode() if cache is None else _cached(_cache_path(cache, paths, root, shape), shape, decode, announce)
+    if config.cache is None:
+        pixels = decode()
+    else:
+        assert config.root is not None
+        path = _cache_path(config.cache, paths, config.root, shape)
+        pixels = _cached(path, shape, decode, announce)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
@@ -90,7 +87,7 @@ def _cached(path: Path, shape: tuple[int, ...], decode: Callable[[], np.ndarray]
     return pixels
 
 
-@contextmanager
+@contextlib.contextmanager
 def _usable(cache: Path) -> Iterator[None]:
     try:
         yield
@@ -101,12 +98,12 @@ def _usable(cache: Path) -> Iterator[None]:
 
 
 def _header(pixels: np.ndarray) -> bytes:
-    text = f"st3 pixels, format {CACHE_FORMAT}, shape {pixels.shape}, CRC-32 {zlib.crc32(pixels):08x}\n"
+    text = f"st3 pixels, format {CACHE_FORMAT}, shape {pixels.shape}, CRC-32 {zlib.crc32(pixels.data):08x}\n"
     return text.encode().ljust(HEADER_BYTES)
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """uint8 `shape`, mapped from the file (written to, memory changes and the file does not); None: damaged."""
+    """uint8 `shape`, mapped from the file, which does not change when the pixels are written to; None: damaged."""
     if path.stat().st_size != HEADER_BYTES + np.prod(shape):
         return None
     pixels = np.memmap(path, np.uint8, mode="c", offset=HEADER_BYTES, shape=shape)
@@ -115,35 +112,36 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
-    """At once or not at all: processes that write the same file at a time do not meet, nor do readers see a part."""
+    """Write another file and rename it, so that no reader sees a part, and several processes may write the same."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
             file.write(_header(pixels))
-            file.write(pixels)
+            file.write(pixels.data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def check_memory(images: int, copied: int, *, channels: int, image_size: int, root: str, device: torch.device) -> None:
+def check_memory(images: int, copied: int, config: DatasetConfig, device: torch.device) -> None:
     """Refuse to decode into memory what does not fit there.
 
     Args:
-        images: in all splits; they end on `device`.
-        copied: of these are for a moment twice in the machine's memory.
+        images: of all splits together; they end on `device`.
+        copied: how many of these are in the machine's memory twice for a moment.
 
     Raises:
         UserError: there is less memory available.
     """
-    each = channels * image_size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process holds them all
-    available = [("memory", (images + copied) * each, available_memory())]
+    channels, image_size = config.channels, config.image_size
+    each, processes = channels * image_size**2, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each holds all images
+    available = [("memory", (images + copied) * each * processes, available_memory())]
     if device.type == "cuda":
-        available.append((f"memory on {device}", images * channels * image_size**2, torch.cuda.mem_get_info(device)[0]))
+        available.append((f"memory on {device}", images * each, torch.cuda.mem_get_info(device)[0]))
     for where, needed, free in available:
         if free is not None and needed > free:
             raise UserError(
-                f"{root} decoded into memory is {images:,} images of {channels}×{image_size}×{image_size}, "
+                f"{config.root} decoded into memory is {images:,} images of {channels}×{image_size}×{image_size}, "
                 f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of {where} are free: set "
                 "dataset.augment=random_resized_crop, which decodes during training, or a smaller dataset.image_size"
             )
@@ -151,10 +149,10 @@ def check_memory(images: int, copied: int, *, channels: int, image_size: int, ro
 
 def available_memory() -> int | None:
     """Bytes that this machine can still give; None: unknown."""
-    try:
-        return 1024 * int(re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.M)[1])
-    except (OSError, TypeError):  # no Linux, or none that says so: all that there is
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return None
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.M):
+            return 1024 * int(found[1])
+    try:  # not Linux, or an old one: all memory that there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -1,20 +1,21 @@
-"""Which part of an image is seen: drawn from its size alone, then cut out of the pixels, wherever they are.
+"""Which part of an image the network sees: chosen from the image's size alone, then cut out of its pixels.
 
-Drawing and cutting are apart so that a file's header is enough to draw, and any decoder's pixels can be cut. Every
-view has both functions:
+These are two steps, so that a file's header is enough for the first, and any decoder's pixels will do for the second.
+Every view has both functions:
 
-    draw(image)         numbers for one Pillow image, of which only the size is asked (its file need not be decoded)
-    cut(image, numbers) those pixels at the size of the network: of a Pillow image, or of a uint8 tensor [C, H, W]
+    draw(image)         numbers that say which part of one Pillow image; only its size is read, no pixel decoded
+    cut(image, numbers) that part at the size of the network: of a Pillow image, or of a uint8 tensor [C, H, W]
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-Pixels = Image.Image | torch.Tensor
+Pixels = TypeVar("Pixels", Image.Image, torch.Tensor)
 
 
 class RandomView:
@@ -25,15 +26,15 @@ class RandomView:
         self.crop = v2.RandomResizedCrop(image_size)
 
     def draw(self, image: Image.Image) -> tuple[int, ...]:
-        """Draws from PyTorch's global generator."""
+        """See the module; draws from PyTorch's global generator."""
         box = self.crop.make_params([image])
         return box["top"], box["left"], box["height"], box["width"], int(torch.rand(1) < 0.5)
 
     def cut(self, image: Pixels, numbers: Sequence[int]) -> Pixels:
         """See the module."""
         *box, mirrored = numbers
-        image = functional.resized_crop(image, *box, size=self.size)
-        return functional.horizontal_flip(image) if mirrored else image
+        cropped: Pixels = functional.resized_crop(image, *box, size=self.size)
+        return functional.horizontal_flip(cropped) if mirrored else cropped
 
 
 class CentralView:

@@ -9,7 +9,7 @@ from st3.sparsify import LayerState
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One Conv2d or Linear layer; MACs follow the convention of `st3.measure.macs`."""
+    """One layer of `weight_layers`; MACs follow the convention of `st3.measure.macs`."""
 
     name: str
     shape: str
@@ -23,7 +23,7 @@ class LayerRow:
     threshold: float
     macs_dense: int
     macs: int
-    """MACs of the weights that are not zero."""
+    """MACs of the weights that are not zero, each at the layer's mean (in cross-attention they differ)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Totals:
     """Zeros in the pruned layers."""
     macs_dense: int
     macs: int
-    """Both over all Conv2d and Linear layers, pruned or not."""
+    """Both over all layers, pruned or not."""
 
     @property
     def sparsity(self) -> float:
@@ -47,8 +47,7 @@ def layer_table(layers: Sequence[LayerState], macs: Mapping[str, int]) -> list[L
     """Rows for `Sparsifier.layers()` with the dense MACs of `layer_macs`."""
     rows = []
     for layer in layers:
-        params = math.prod(layer.shape)
-        per_weight = macs[layer.name] // params
+        params, dense = math.prod(layer.shape), macs[layer.name]
         rows.append(
             LayerRow(
                 name=layer.name,
@@ -58,8 +57,8 @@ def layer_table(layers: Sequence[LayerState], macs: Mapping[str, int]) -> list[L
                 zeros=layer.zeros,
                 sparsity=layer.zeros / params,
                 threshold=layer.threshold,
-                macs_dense=macs[layer.name],
-                macs=(params - layer.zeros) * per_weight,
+                macs_dense=dense,
+                macs=dense - dense * layer.zeros // params,
             )
         )
     return rows

@@ -1,10 +1,10 @@
-"""What every architecture here shares: the size called small, and one initialization."""
+"""What the architectures share: which images are small, and one initialization."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 SMALL_IMAGE = 64
-"""Images of at most this many pixels a side get the variant of a network that shrinks them less early."""
+"""Images of at most this many pixels a side get a variant of the network that keeps their resolution for longer."""
 
 
 def kaiming_normal(model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Classifiers of torchvision and timm, untrained, fitted to the images at hand."""
 
 import difflib
+from typing import Any
 
 import torch
 import torchvision.models as zoo
@@ -24,7 +25,7 @@ def build_torchvision(name: str, *, classes: int, channels: int, image_size: int
     Raises:
         UserError: the model cannot take images of this size.
     """
-    options = {}
+    options: dict[str, Any] = {}
     if name.startswith("vit_"):
         options = {"image_size": image_size}
     elif name.startswith("maxvit"):
@@ -66,7 +67,7 @@ def build_timm(name: str, *, classes: int, channels: int, image_size: int) -> nn
         raise UserError(unknown(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()]))
     # Only models tied to one image size know the argument.
     sized = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    options = {"img_size": image_size} if sized else {}
+    options: dict[str, Any] = {"img_size": image_size} if sized else {}
     return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
 
 
@@ -93,21 +94,14 @@ def _replace_first_conv(model: nn.Module, channels: int) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and module.in_channels == 3
     )
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,
-        old.stride,
-        old.padding,
-        old.dilation,
-        old.groups,
-        old.bias is not None,
-        old.padding_mode,
-    )
+    kept: dict[str, Any] = {
+        option: getattr(old, option)
+        for option in ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    }
+    new = nn.Conv2d(channels, bias=old.bias is not None, **kept)
     with torch.no_grad():
         new.weight.copy_(torch.randn_like(new.weight) * old.weight.std())
-        if old.bias is not None:
-            new.bias.copy_(old.bias)
+    new.bias = old.bias
     model.set_submodule(name, new)
 
 

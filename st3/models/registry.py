@@ -10,6 +10,7 @@ from torch import nn
 from st3.errors import UserError
 from st3.models.cifar_resnet import CifarResNet
 from st3.models.common import kaiming_normal
+from st3.models.config import ModelConfig
 from st3.models.external import build_timm, build_torchvision, torchvision_names, unknown
 from st3.models.mobilenet_v1 import MobileNetV1
 from st3.models.vgg import CONVS, VGG
@@ -44,37 +45,23 @@ def model_names() -> list[str]:
     return sorted({*OWN, "wrn28_10", "wrn34_2", *torchvision_names()})
 
 
-def build_model(
-    name: str,
-    *,
-    classes: int,
-    channels: int = 3,
-    image_size: int = 224,
-    init: str = "default",
-    depth: int | None = None,
-    width: float | None = None,
-    dropout: float | None = None,
-) -> nn.Module:
-    """The untrained network `name`: `[B, channels, image_size, image_size]` float → logits `[B, classes]`.
+def build_model(config: ModelConfig | str, *, classes: int, channels: int = 3, image_size: int = 224) -> nn.Module:
+    """The untrained network: `[B, channels, image_size, image_size]` float → logits `[B, classes]`.
 
-    Draws from torch's global generator and honours `with torch.device(...)`, meta too.
-
-    Args:
-        name: one of `model_names()`, `wrnD_K` such as `wrn34_2`, or `timm/NAME`. Our own come before
-            torchvision's of the same name.
-        init: `default`, the architecture's own initialization, or `kaiming_normal`, fan-in, on every layer.
-        depth: of `wide_resnet`: 6n + 4; default 28.
-        width: of `wide_resnet`: the factor k, default 10. Of `mobilenet_v1`: the multiplier α, default 1.0.
-        dropout: of `wide_resnet` and `wrnD_K`: probability between the convolutions of a block; default 0.
+    A name alone stands for `ModelConfig(name=…)`. Draws from PyTorch's global generator, and makes the weights where
+    `with torch.device(…)` says, on meta too.
 
     Raises:
         UserError: a name, initialization or value that does not exist, an option that the model does not use,
             an image size that it cannot take, or timm missing.
     """
+    if isinstance(config, str):
+        config = ModelConfig(name=config)
+    name, init = config.name, config.init
     if init not in ("default", "kaiming_normal"):
         raise UserError(f"model.init={init} does not exist: use model.init=default or model.init=kaiming_normal")
-    given = {"depth": depth, "width": width, "dropout": dropout}
-    given = {option: value for option, value in given.items() if value is not None}
+    options = {option: getattr(config, option) for option in ("depth", "width", "dropout")}
+    given = {option: value for option, value in options.items() if value is not None}
 
     if match := WRN.fullmatch(name):
         for option, value in zip(("depth", "width"), map(int, match.groups()), strict=True):

@@ -31,7 +31,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         if image_size > SMALL_IMAGE:
             self.pool = nn.AdaptiveAvgPool2d(7)
-            self.classifier = nn.Sequential(
+            self.classifier: nn.Module = nn.Sequential(
                 nn.Linear(512 * 7 * 7, 4096),
                 nn.ReLU(inplace=True),
                 nn.Dropout(0.5),
