@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from st3.report.results import Result, Results, Run, Statistic
@@ -19,31 +19,41 @@ CONVENTIONS = (
     "normalisation, activations and pooling are not counted.",
     "Published figures follow the conventions of their own sources.",
 )
-MISSED = "† The measured sparsity of a run misses the target by more than 0.5 points."
 NOTHING = "–"
 
 
 def headings(results: Results) -> list[str]:
-    """Of the columns of `cells`, without those that nothing would be in."""
+    """The columns of `cells` that are not empty in every row."""
     rows = [cells(result) for result in results.rows]
     return [name for name in rows[0] if any(row[name] != NOTHING for row in rows)] if rows else ["method"]
 
 
 def cells(result: Result) -> dict[str, str]:
-    """Heading to text."""
+    """Heading to text. `footnotes` explains the marks."""
     row, published = result.row, result.row.published
-    dagger = " †" if result.missed else ""
+    dagger, double_dagger = " †" if result.missed else "", " ‡" if result.warnings else ""
     return {
-        "method": row.label,
+        "method": f"{row.label}{double_dagger}",
         "sparsity (%)": f"{100 * row.sparsity:g}",
         "top-1 published": f"{published.top1:.2f}" if published else NOTHING,
-        "top-1 measured": _plus_minus(result.top1, 2),
+        "top-1 measured": _plus_minus(result.top1) if result.runs else NOTHING,
         "n": str(len(result.runs)) if result.runs else NOTHING,
         "difference": NOTHING if result.difference is None else _signed(result.difference),
         "sparsity measured (%)": f"{100 * result.sparsity.mean:.2f}{dagger}" if result.runs else NOTHING,
         "M MACs published": f"{published.macs_millions:g}" if published and published.macs_millions else NOTHING,
         "M MACs measured": _significant(result.macs_millions.mean) if result.runs else NOTHING,
     }
+
+
+def footnotes(results: Results) -> list[str]:
+    """What the marks in the table mean, to be shown below it."""
+    missed = any(result.missed for result in results.rows)
+    lines = ["† The measured sparsity of a run misses the target by more than 0.5 points."] if missed else []
+    rows: dict[str, list[str]] = {}
+    for result in results.rows:
+        for warning in result.warnings:
+            rows.setdefault(warning, []).append(result.row.name)
+    return lines + [f"‡ {'; '.join(names)}: {warning}." for warning, names in rows.items()]
 
 
 def warnings(results: Results) -> list[str]:
@@ -54,11 +64,11 @@ def warnings(results: Results) -> list[str]:
         changed = sum(bool(run.changes) for run in runs)
         which = f"{changed} of {len(runs)} runs" if changed < len(runs) else "All runs"
         lines.append(f"{which} depart from the table's own settings: {', '.join(changes)}.")
-    budgets = sorted({run.summary["epochs"] for run in runs})
+    budgets = sorted({run.summary.epochs for run in runs})
     if len(budgets) > 1:
         lines.append(f"The runs differ in their epochs: {', '.join(map(str, budgets))}.")
     if results.unfinished:
-        lines.append(f"Not finished, and not counted: {', '.join(run.path.name for run in results.unfinished)}.")
+        lines.append(f"Not finished, and not counted: {', '.join(results.unfinished)}.")
     if results.empty:
         lines.append(f"Neither measured nor published yet: {_by_sparsity(results.empty)}.")
     return lines
@@ -96,24 +106,25 @@ def sources(results: Results) -> list[str]:
 
 
 def making(results: Results) -> list[str]:
-    """With what the runs were made."""
+    """How long the runs are and took, and the versions and devices that made them."""
     if not results.runs:
         return []
     runs = results.runs
 
-    def values(of_run) -> str:
+    def values(of_run: Callable[[Run], object]) -> str:
         return ", ".join(dict.fromkeys(str(of_run(run)) for run in runs))
 
     def commit(run: Run) -> str:
-        git = run.environment["git"]
+        git = run.environment.get("git")
         return f"{git['commit'][:10]}{' with changes' if git['changed_files'] else ''}" if git else "none known"
 
     return [
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {values(lambda run: run.summary['epochs'])} epochs, "
-        f"{values(lambda run: run.summary['model'])} on {values(lambda run: run.summary['dataset'])}, seeds "
-        f"{values(lambda run: run.seed)}, {sum(run.summary['seconds'] for run in runs) / 3600:.2f} hours together.",
-        f"st3 {values(lambda run: run.environment['st3'])}, PyTorch {values(lambda run: run.environment['torch'])}, "
-        f"on {values(lambda run: run.environment['device'])}; git commit {values(commit)}.",
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {values(lambda run: run.summary.epochs)} epochs, "
+        f"{values(lambda run: run.summary.model)} on {values(lambda run: run.summary.dataset)}, seeds "
+        f"{values(lambda run: run.seed)}, {sum(run.summary.seconds for run in runs) / 3600:.2f} hours together.",
+        f"st3 {values(lambda run: run.environment.get('st3'))}, PyTorch "
+        f"{values(lambda run: run.environment.get('torch'))}, on {values(lambda run: run.environment.get('device'))}; "
+        f"git commit {values(commit)}.",
     ]
 
 
@@ -127,7 +138,7 @@ def to_markdown(results: Results, folder: Path) -> str:
         text = cells(result)
         links = [f"[s{run.seed}]({link(run, folder)})" for run in result.runs]
         lines.append(_line([*(text[name] for name in columns), ", ".join(links) or NOTHING]))
-    lines += ["", *([MISSED, ""] if results.any_missed else [])]
+    lines += ["", *(f"{note}\n" for note in footnotes(results))]
     lines += [f"- {line}" for line in (*remarks(results), *CONVENTIONS, *sources(results), *making(results))]
     return "\n".join(lines) + "\n"
 
@@ -136,10 +147,11 @@ def to_csv(results: Results, folder: Path) -> str:
     """Unrounded, a line for each row; empty where there is nothing."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
+    line: list[object]
     writer.writerow(
         ["method", "sparsity_target", "top1_published", "macs_millions_published", "source", "n", "top1_mean",
          "top1_std", "difference", "sparsity_mean", "missed", "macs_millions_mean", "macs_millions_std", "epochs",
-         "seeds", "run_dirs"]
+         "seeds", "run_dirs", "warnings"]
     )  # fmt: skip
     for result in results.rows:
         published = result.row.published
@@ -155,12 +167,13 @@ def to_csv(results: Results, folder: Path) -> str:
                 result.missed,
                 result.macs_millions.mean,
                 result.macs_millions.std,
-                " ".join(dict.fromkeys(str(run.summary["epochs"]) for run in result.runs)),
+                " ".join(dict.fromkeys(str(run.summary.epochs) for run in result.runs)),
                 " ".join(str(run.seed) for run in result.runs),
                 " ".join(link(run, folder) for run in result.runs),
+                "; ".join(result.warnings),
             ]
         else:
-            line += [None] * 10
+            line += [None] * 11
         writer.writerow(line)
     return file.getvalue()
 
@@ -186,7 +199,7 @@ def to_latex(results: Results) -> str:
         before = result.row.label
         lines.append(rf"{' & '.join(_latex(text[name]) for name in columns)} \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    for line in (*warnings(results), *([MISSED] if results.any_missed else []), *sources(results)):
+    for line in (*warnings(results), *footnotes(results), *sources(results)):
         lines += ["", rf"{{\footnotesize {_latex(line)}}}"]
     lines.append(r"\end{table}")
     return "\n".join(lines) + "\n"
@@ -194,7 +207,7 @@ def to_latex(results: Results) -> str:
 
 def link(run: Run, folder: Path) -> str:
     """The run directory as seen from `folder`."""
-    return Path(os.path.relpath(run.path, folder)).as_posix()
+    return Path(os.path.relpath(run.directory.path, folder)).as_posix()
 
 
 def _by_sparsity(rows: Sequence[Row]) -> str:
@@ -212,10 +225,8 @@ def _pruned(run: Run) -> str:
     return f"{len(run.layers) - len(dense)} of {len(run.layers)}" + (f", not {', '.join(dense)}" if dense else "")
 
 
-def _plus_minus(value: Statistic | None, digits: int) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value.mean:.{digits}f}" + (f" ± {value.std:.{digits}f}" if value.std is not None else "")
+def _plus_minus(value: Statistic) -> str:
+    return f"{value.mean:.2f}" + (f" ± {value.std:.2f}" if value.std is not None else "")
 
 
 def _signed(value: float) -> str:
@@ -238,7 +249,7 @@ def _rule(name: str) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$",
-    "σ": r"$\sigma$", "†": r"$\dagger$",
+    "σ": r"$\sigma$", "†": r"$\dagger$", "‡": r"$\ddagger$",
 }  # fmt: skip
 
 

@@ -1,15 +1,15 @@
 """The results of a table as one HTML page that needs nothing else: no network, no other file, no script."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from st3.report.formats import (
     CONVENTIONS,
-    MISSED,
     NOTHING,
     cells,
+    footnotes,
     headings,
     link,
     making,
@@ -67,7 +67,7 @@ def to_html(results: Results, folder: Path, plots: Mapping[str, tuple[str, str]]
 <h1>{title}</h1>
 {_paragraphs(warnings(results), "warning")}
 {_table(results, folder)}
-{_paragraphs([MISSED] if results.any_missed else [], "small")}
+{_paragraphs(footnotes(results), "small")}
 {"".join(_figure(folder / f"{name}.svg", *text) for name, text in plots.items())}
 <h2>What is trained and counted</h2>
 {_list((*remarks(results), *CONVENTIONS, *sources(results)))}
@@ -80,7 +80,7 @@ def to_html(results: Results, folder: Path, plots: Mapping[str, tuple[str, str]]
 def _table(results: Results, folder: Path) -> str:
     columns = headings(results)
     heads = "".join(f'<th{_align(name)} scope="col">{escape(name)}</th>' for name in [*columns, "runs"])
-    lines, before = [], None
+    lines, before = [], ""
     for result in results.rows:
         text = cells(result)
         links = ", ".join(f'<a href="{escape(link(run, folder))}/">s{run.seed}</a>' for run in result.runs) or NOTHING
@@ -104,9 +104,9 @@ def _figure(picture: Path, caption: str, shows: str) -> str:
     )
 
 
-def _paragraphs(texts: list[str], kind: str) -> str:
+def _paragraphs(texts: Sequence[str], kind: str) -> str:
     return "".join(f'<p class="{kind}">{escape(text)}</p>' for text in texts)
 
 
-def _list(texts) -> str:
+def _list(texts: Iterable[str]) -> str:
     return f'<ul class="small">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'

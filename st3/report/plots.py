@@ -3,7 +3,7 @@
 Each function draws one figure, or returns None where there is nothing to draw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,11 +15,12 @@ from numpy.typing import ArrayLike
 
 from st3.report.results import Result, Results, Run
 from st3.report.style import BLACK, styles
+from st3.report.table import Published, Row
 
 TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 LEGEND_COLUMNS = 4
 FILLED, HOLLOW = 6, 9
-"""Sizes of the markers: a published point is seen around a measured one at the same place."""
+"""Sizes of the markers. Published points are larger, to be seen around a measured one at the same place."""
 
 
 def accuracy_over_sparsity(results: Results) -> Figure | None:
@@ -45,12 +46,12 @@ def accuracy_over_sparsity(results: Results) -> Figure | None:
         axes,
         sparse,
         look,
-        measured=lambda result: nines(result.sparsity.mean),
-        published=lambda result: nines(result.row.sparsity),
+        measured=lambda result: float(nines(result.sparsity.mean)),
+        published=lambda row, _: float(nines(row.sparsity)),
     )
     low, high = axes.get_xlim()
     ticks = [tick for tick in TICKS if low <= nines(tick) <= high]
-    axes.xaxis.set_major_locator(FixedLocator([nines(tick) for tick in ticks]))
+    axes.xaxis.set_major_locator(FixedLocator(nines(ticks).tolist()))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda _, place: f"{100 * ticks[place]:g}" if place is not None else "")
     )
@@ -60,7 +61,7 @@ def accuracy_over_sparsity(results: Results) -> Figure | None:
 
 
 def accuracy_over_macs(results: Results) -> Figure | None:
-    """Top-1 over multiply-accumulates, logarithmic; published figures without MACs have no place here."""
+    """Top-1 over multiply-accumulates, logarithmic; published figures whose MACs are not known are left out."""
     counted = [r for r in results.rows if r.runs or (r.row.published and r.row.published.macs_millions)]
     if not counted:
         return None
@@ -71,7 +72,7 @@ def accuracy_over_macs(results: Results) -> Figure | None:
         counted,
         styles(series.label for series in results.table.series),
         measured=lambda result: result.macs_millions.mean,
-        published=lambda result: result.row.published.macs_millions,
+        published=lambda _, figures: figures.macs_millions,
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda macs, _: f"{macs:g}"))
@@ -92,9 +93,7 @@ def layer_sparsity(results: Results) -> Figure | None:
     figure = Figure(figsize=(max(7.5, 3.2 + 0.2 * len(names)), height), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("#D0D0D0")
-    norm = FuncNorm(
-        (np.vectorize(nines), lambda scaled: 1 - 10.0 ** -np.asarray(scaled)), vmin=0, vmax=0.999, clip=True
-    )
+    norm = FuncNorm((nines, lambda scaled: 1 - 10.0 ** -np.asarray(scaled)), vmin=0, vmax=0.999, clip=True)
     image = axes.imshow(values, norm=norm, cmap="cividis", aspect="auto", interpolation="none")
     bar = figure.colorbar(image, ax=axes, ticks=TICKS, pad=0.01, fraction=0.04)
     bar.ax.set_yticklabels([f"{100 * tick:g}" for tick in TICKS], fontsize=8)
@@ -189,21 +188,26 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _lines(axes: Axes, rows: Sequence[Result], look: dict[str, tuple[str, str]], *, measured, published) -> None:
+def _lines(
+    axes: Axes,
+    rows: Sequence[Result],
+    look: dict[str, tuple[str, str]],
+    *,
+    measured: Callable[[Result], float],
+    published: Callable[[Row, Published], float | None],
+) -> None:
     """A line through the measured and one through the published points of each series; `measured` and `published`
-    say where on the horizontal axis a result lies, None for nowhere."""
+    say where on the horizontal axis a point lies, None for nowhere."""
     for label in dict.fromkeys(result.row.label for result in rows):
         colour, marker = look[label]
         group = [result for result in rows if result.row.label == label]
-        points = [(published(r), r.row.published.top1) for r in group if r.row.published]
-        points = [point for point in points if point[0] is not None]
-        if points:
+        figures = [(published(r.row, r.row.published), r.row.published.top1) for r in group if r.row.published]
+        if points := [point for point in figures if point[0] is not None]:
             axes.plot(
                 *zip(*points, strict=True), marker, color=colour, linestyle=":", linewidth=1, markerfacecolor="white",
                 markersize=HOLLOW,
             )  # fmt: skip
-        done = [result for result in group if result.runs]
-        if done:
+        if done := [result for result in group if result.runs]:
             axes.errorbar(
                 [measured(result) for result in done],
                 [result.top1.mean for result in done],
@@ -243,13 +247,13 @@ def _layer(runs: Sequence[Run], name: str) -> float:
 
 
 def _series(run: Run, column: str) -> tuple[list[float], list[float]]:
-    """Epochs, and what metrics.csv says in the rows that have the column."""
-    steps_per_epoch = run.summary["steps"] / run.summary["epochs"]
+    """The epochs at which a column of the metrics has values, and these values."""
+    steps_per_epoch = run.summary.steps / run.summary.epochs
     rows = [row for row in run.metrics if row[column]]
     return [float(row["step"]) / steps_per_epoch for row in rows], [float(row[column]) for row in rows]
 
 
 def _shade(colour: str, strength: float) -> tuple[float, ...]:
-    """Mixed with white, the more the weaker; never so pale that it vanishes."""
+    """The colour mixed with white: the lower `strength` in [0, 1], the paler, but never too pale to be seen."""
     strength = 0.3 + 0.7 * strength
     return tuple(1 - strength * (1 - part) for part in to_rgb(colour))

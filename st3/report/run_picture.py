@@ -1,35 +1,30 @@
 """run.png: what happened in one run, from its files alone."""
 
-import csv
-import json
-from pathlib import Path
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from st3.report.style import BLUE, GREEN, GREY, ORANGE
+from st3.training.run_directory import RunDirectory
 
 
-def draw_run(run_dir: Path) -> Path:
-    """Draw accuracy and sparsity over training, and each layer's sparsity, into `run_dir/run.png`.
-
-    Reads metrics.csv, layers.csv and summary.json. Returns the picture's path.
-    """
-    metrics, layers = _rows(run_dir / "metrics.csv"), _rows(run_dir / "layers.csv")
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+def draw_run(directory: RunDirectory) -> None:
+    """Draw accuracy and sparsity over training, and each layer's sparsity, into the run's picture."""
+    summary = directory.summary()
+    assert summary, "nothing to draw before the first evaluation"
     figure = Figure(figsize=(13, 4.6), layout="constrained")  # not pyplot: no window system, no global state
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     figure.suptitle(
-        f"{summary['model']} on {summary['dataset']}, {summary['method']}: {summary['top1']:.2f} % top-1 "
-        f"at {summary['sparsity']:.2%} sparsity, {_millions(summary['macs_dense'])} → {_millions(summary['macs'])} MACs"
+        f"{summary.model} on {summary.dataset}, {summary.method}: {summary.top1:.2f} % top-1 "
+        f"at {summary.sparsity:.2%} sparsity, {_millions(summary.macs_dense)} → {_millions(summary.macs)} MACs"
     )
-    _training(left, metrics, summary["steps"] / summary["epochs"])
-    _layers(right, layers, summary["sparsity"])
-    path = run_dir / "run.png"
-    figure.savefig(path, dpi=110)
-    return path
+    _training(left, directory.metrics(), summary.steps / summary.epochs)
+    _layers(right, directory.layers(), summary.sparsity)
+    figure.savefig(directory.picture, dpi=110)
 
 
-def _training(axes, metrics: list[dict], steps_per_epoch: float) -> None:
+def _training(axes: Axes, metrics: Sequence[dict[str, str]], steps_per_epoch: float) -> None:
     def series(name: str) -> tuple[list[float], list[float]]:
         rows = [row for row in metrics if row[name]]
         return [float(row["step"]) / steps_per_epoch for row in rows], [float(row[name]) for row in rows]
@@ -51,7 +46,7 @@ def _training(axes, metrics: list[dict], steps_per_epoch: float) -> None:
     epochs, sparsity = series("sparsity")
     sparse.plot(epochs, [100 * s for s in sparsity], color=ORANGE, linewidth=1.5, label="sparsity")
     lines = [*axes.get_lines(), *sparse.get_lines()]
-    axes.legend(lines, [line.get_label() for line in lines], loc="lower right", framealpha=0.9)
+    axes.legend(handles=lines, loc="lower right", framealpha=0.9)
     axes.set_zorder(sparse.get_zorder() + 1)  # the legend and the accuracy above the sparsity
     axes.patch.set_visible(False)
     sparse.set_ylim(0, 102)
@@ -59,7 +54,7 @@ def _training(axes, metrics: list[dict], steps_per_epoch: float) -> None:
     sparse.tick_params(axis="y", colors=ORANGE)
 
 
-def _layers(axes, layers: list[dict], overall: float) -> None:
+def _layers(axes: Axes, layers: Sequence[dict[str, str]], overall: float) -> None:
     places = range(len(layers))
     colours = [ORANGE if row["pruned"] == "True" else GREY for row in layers]
     axes.bar(places, [100 * float(row["sparsity"]) for row in layers], color=colours, width=0.8)
@@ -71,11 +66,6 @@ def _layers(axes, layers: list[dict], overall: float) -> None:
     axes.set_xticks(places[::every], [row["name"] for row in layers][::every], rotation=90, fontsize=7)
     axes.set(ylim=(0, 108), ylabel="zero weights (%)", title="Sparsity of each layer, input to output")
     axes.margins(x=0.01)
-
-
-def _rows(path: Path) -> list[dict]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _millions(macs: int) -> str:

@@ -1,4 +1,4 @@
-"""One look for all pictures."""
+"""Colours and markers, the same in all pictures."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 AMBER, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
 
-# Every method has its own marker: the colours are fewer, and need not be seen.
+# Each method has its own marker: there are fewer colours than methods, and not everybody can tell them apart.
 _KNOWN = {
     "Dense": (GREY, "o"),
     "ST-3": (BLUE, "o"),

@@ -1,4 +1,4 @@
-"""A table of results as st3/report/tables/*.yaml defines it: which runs it is made of, and what was published for them.
+"""A table of results: which runs it is made of, and what was published for them. A YAML file defines it:
 
 title: …
 notes: [one sentence or more on what is trained, counted and pruned, …]
@@ -20,13 +20,11 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from st3.errors import UserError
-
-TABLES = Path(__file__).parent / "tables"
-"""The tables that come with st3."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Row:
     """Name in `st3.sparsify.METHODS`; None where nothing here trains it."""
     sparsity: float
     overrides: tuple[str, ...]
-    """What st3-train is told; seed and run directory come on top."""
+    """What st3-train is told, besides the seed and the run directory."""
     published: Published | None
 
     @property
@@ -74,7 +72,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Table:
-    """All of it."""
+    """Some series, and what is to be said of all of them."""
 
     name: str
     title: str
@@ -89,11 +87,11 @@ class Table:
 def load_table(path: Path) -> Table:
     """Read a definition. Raises `UserError`, naming file and entry, for what is not one."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     what = str(path)
-    _keys(what, content, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities"})
+    content = _settings(what, loaded, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities"})
     series = tuple(
         _series(f"{what}, series {number}", entry, content["overrides"], content.get("sparsities"))
         for number, entry in enumerate(_list(f"{what}: series", content["series"]), start=1)
@@ -105,8 +103,9 @@ def load_table(path: Path) -> Table:
     return table
 
 
-def _series(what: str, entry: object, common: list[str], sparsities: list[float] | None) -> Series:
-    _keys(what, entry, needed={"label"}, allowed={"method", "overrides", "source", "note", "run", "points"})
+def _series(what: str, given: object, common: list[str], sparsities: list[float] | None) -> Series:
+    known = {"method", "overrides", "source", "note", "run", "points"}
+    entry = _settings(what, given, needed={"label"}, allowed=known)
     what = f"{what} ({entry['label']})"
     if entry.get("run", True) != ("method" in entry):
         raise UserError(f"{what}: give a method, or run: false where nothing here trains it")
@@ -117,11 +116,11 @@ def _series(what: str, entry: object, common: list[str], sparsities: list[float]
     return Series(entry["label"], entry.get("note"), tuple(sorted(rows, key=lambda row: row.sparsity)))
 
 
-def _row(what: str, entry: dict, common: list[str], sparsity: object, point: object) -> Row:
+def _row(what: str, entry: dict[str, Any], common: list[str], sparsity: object, given: object) -> Row:
     if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise UserError(f"{what}: the sparsity {sparsity} of a point lies outside [0, 1)")
     what = f"{what}, {sparsity:g}"
-    _keys(what, point, needed=set(), allowed={"top1", "macs_millions", "overrides", "run"})
+    point = _settings(what, given, needed=set(), allowed={"top1", "macs_millions", "overrides", "run"})
     published = None
     if "top1" in point:
         if "source" not in entry:
@@ -131,22 +130,23 @@ def _row(what: str, entry: dict, common: list[str], sparsity: object, point: obj
         raise UserError(f"{what}: macs_millions without top1")
     if "method" not in entry or not point.get("run", True):
         return Row(entry["label"], None, float(sparsity), (), published)
-    own = [each for given in (entry, point) for each in _list(f"{what}: overrides", given.get("overrides", []))]
+    own = [each for node in (entry, point) for each in _list(f"{what}: overrides", node.get("overrides", []))]
     overrides = (*common, f"method={entry['method']}", *own, f"sparsity={sparsity:g}")
     said = {override.partition("=")[0]: override for override in overrides}  # the last word on a setting
     return Row(entry["label"], entry["method"], float(sparsity), tuple(said.values()), published)
 
 
-def _keys(what: str, given: object, *, needed: set[str], allowed: set[str]) -> None:
+def _settings(what: str, given: object, *, needed: set[str], allowed: set[str]) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise UserError(f"{what} is not a list of settings")
     if missing := sorted(needed - given.keys()):
         raise UserError(f"{what} lacks {missing[0]}")
     if unknown := sorted(given.keys() - needed - allowed, key=str):
         raise UserError(f"{what}: {unknown[0]} is not known, write {', '.join(sorted(needed | allowed))}")
+    return given
 
 
-def _list(what: str, given: object) -> list:
+def _list(what: str, given: object) -> list[Any]:
     if not isinstance(given, list):
         raise UserError(f"{what} must be a list")
     return given

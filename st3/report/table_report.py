@@ -32,7 +32,7 @@ _PLOTS = {
         "Plots of test accuracy and sparsity over training",
     ),
 }
-"""Name of the files, who draws, caption, what it shows."""
+"""Name of the files: what draws them, caption, description for those who do not see the plot."""
 
 
 def write_report(table: Table, folder: Path) -> tuple[Path, Results]:
@@ -46,7 +46,7 @@ def write_report(table: Table, folder: Path) -> tuple[Path, Results]:
         if figure := draw(results):
             save_png_and_svg(figure, report, name)
             drawn[name] = (caption, f"{shows}: {table.title}")
-        else:  # of an earlier report
+        else:  # there may be one of an earlier report
             for kind in ("png", "svg"):
                 (report / f"{name}.{kind}").unlink(missing_ok=True)
     for name, text in (

@@ -1,0 +1,151 @@
+"""Train the runs of a table of results, and write its report.
+
+Each row and seed is one run of st3-train, in a process and a run directory of its own. The same command continues:
+finished runs are not trained again, interrupted ones go on, broken ones are tried again. Several of these commands may
+work at one table at the same time, also on machines that share the folder: a lock beside each run directory keeps them
+apart. So start one command for each GPU, or let Slurm do so.
+
+examples:
+  st3 reproduce fashion_mnist_embedded                       needs no data and no GPU
+  st3 reproduce cifar10_resnet20 --seeds 0,1,2 --jobs 2      two runs at once
+  st3 reproduce cifar10_resnet20 --rows 'dense*,*-90,*-95'   these first; others later, same report
+  st3 reproduce cifar10_resnet20 epochs=5 --out short        an override for every row
+  st3 reproduce resnet50_imagenet --dry-run                  every command and what it costs
+  st3 reproduce cifar10_resnet20 --report-only               the report of the runs that are there
+  for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu st3 reproduce cifar10_resnet20 & done; wait
+  sbatch --array=0-7 --gpus=1 --wrap "st3 reproduce cifar10_resnet20"
+"""
+
+import argparse
+import fcntl
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from st3.errors import UserError
+
+if TYPE_CHECKING:
+    from st3.report.table import Table
+
+PUBLISHED = Path(__file__).parent / "published"
+"""The tables that come with st3; `st3.report.table` says how one is written."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What may be typed after `st3 reproduce`."""
+    parser.add_argument("table", metavar="TABLE", help=f"{', '.join(_names())}, or a YAML file of your own")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="told to st3-train in every row: epochs=5")
+    parser.add_argument(
+        "--rows", type=_patterns, metavar="NAME,…", help="only some rows, by shell patterns: 'dense*,st-3*,*-90'"
+    )
+    parser.add_argument(
+        "--seeds", type=_seeds, default=[0], metavar="0,1,2", help="each row has a run for each (default 0)"
+    )
+    parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="runs at once (default 1)")
+    parser.add_argument("--out", metavar="DIR", help="where the runs are (default outputs/tables/TABLE)")
+    parser.add_argument("--images-per-second", type=positive, metavar="R", help="a measured rate, to estimate hours")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print every command and what it costs")
+    instead.add_argument("--report-only", action="store_true", help="write the report of the runs that are there")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit code: 0, or 1 when a run is broken. Raises `UserError` and KeyboardInterrupt."""
+    from st3.sparsify import METHODS
+    from st3.tables.plan import chosen, describe_cost, plan
+    from st3.tables.workers import run_all, stoppable
+
+    table = _find_table(options.table)
+    out = Path(options.out or Path("outputs", "tables", table.name))
+    if options.report_only:
+        if options.overrides or options.rows:
+            given = shlex.join(options.overrides) or "--rows"
+            raise UserError(f"--report-only trains nothing and shows all: leave out {given}")
+        _report(table, out)
+        return 0
+    if missing := list(dict.fromkeys(r.method for r in table.rows if r.method and r.method not in METHODS)):
+        comment = "# " if options.dry_run else ""
+        print(f"{comment}not among the methods of st3, published figures only: {', '.join(missing)}")
+    rows = chosen([row for row in table.rows if row.method in METHODS], options.rows)
+    tasks = plan(rows, options.overrides, options.seeds, out)
+    cost = f"{len(tasks)} runs: {describe_cost(tasks, options.images_per_second)}"
+    if options.dry_run:
+        for task in tasks:
+            wrong = isinstance(task.sketch, UserError)
+            what = task.sketch if wrong else describe_cost([task], options.images_per_second)
+            print(f"# {task.name}: {what}\n{task.command}")
+        print(f"# {cost}")
+        return 1 if any(isinstance(task.sketch, UserError) for task in tasks) else 0
+    print(cost, flush=True)
+    make_folder(out)
+    with stoppable():
+        outcome = run_all(tasks, options.jobs, say=lambda line: print(line, flush=True))
+        _report(table, out)
+    for task, by in outcome.held:
+        print(f"left: {task.name}, to {by}")
+    for task, error in outcome.broken:
+        print(f"broken: {task.name}: {error}" + (f" (see {task.log})" if task.log.exists() else ""))
+    if outcome.broken:
+        print(f"{len(outcome.broken)} of {len(tasks)} runs are broken; the same command tries them again")
+    return 1 if outcome.broken else 0
+
+
+def make_folder(out: Path) -> None:
+    """Raises `UserError` where it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be created ({error.strerror}): choose another") from error
+
+
+def _report(table: "Table", out: Path) -> None:
+    from st3.report.table_report import write_report
+
+    if not out.is_dir():
+        raise UserError(f"{out} does not exist: say with --out where the runs are")
+    with open(out / ".report.lock", "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # one report at a time
+        page, results = write_report(table, out)
+    print(f"{len(results.runs)} runs in {len(results.measured)} of {len(table.rows)} rows; report: {page}", flush=True)
+
+
+def _find_table(name: str) -> "Table":
+    from st3.report.table import load_table
+    from st3.variants import unknown_choice
+
+    path = Path(name)
+    if path.suffix != ".yaml":
+        if name not in _names():
+            raise UserError(unknown_choice("TABLE", name, _names()))
+        path = PUBLISHED / f"{name}.yaml"
+    return load_table(path)
+
+
+def _names() -> list[str]:
+    return sorted(file.stem for file in PUBLISHED.glob("*.yaml"))
+
+
+# Types of options -----------------------------------------------------------------------------------------------------
+
+
+def _patterns(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = [int(seed) for seed in text.split(",")]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text} must be different numbers from 0 on")
+    return seeds
+
+
+def positive_int(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be positive and finite")
+    return float(text)
