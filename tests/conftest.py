@@ -1,10 +1,15 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():  # the Triton kernels run in its interpreter then, which is chosen on import
     os.environ["TRITON_INTERPRET"] = "1"
+
+sys.path.insert(0, str(Path(__file__).parent))  # `from helpers import …` in every folder below
+pytest.register_assert_rewrite("helpers", "contract", "sparsify.contract")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,9 +1,10 @@
 """The real command: in this process where only its words matter, as a process of its own where that matters."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,36 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from hydra.errors import MissingConfigException
+from command_cases import TINY, refused, st3_train
+from helpers import assert_same
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from st3.data import build_data
+import st3.run
+import st3.train
+from st3.compose import config_path
+from st3.data import DatasetConfig, build_data
 from st3.models import build_model
-from st3.train import config_path, in_one_line, main
-
-TINY = [
-    "dataset=fake",
-    "dataset.image_size=8",
-    "dataset.train_images=96",
-    "dataset.test_images=40",
-    "dataset.classes=7",
-    "batch_size=32",
-    "epochs=3",
-    "log_every=2",
-]
-
-
-def st3_train(arguments, monkeypatch, capsys) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `st3-train ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["st3-train", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
+from st3.training.recorder import RunRecorder
+from st3.training.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -51,8 +35,18 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def no_picture(monkeypatch) -> None:
+    """Which takes as long as all the rest of a tiny run."""
+    monkeypatch.setattr(st3.run, "draw_run", lambda path: None)
+
+
 def files_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
 
 
 # Mistakes -----------------------------------------------------------------------------------------------------------
@@ -61,93 +55,69 @@ def files_below(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("epoch=3", "did you mean epochs?"),
-        ("+typo=1", "typo is not a setting"),
-        ("+optimizer.momentun=1", "did you mean optimizer.momentum"),
+        ("epoch=3", "epoch is not a setting: did you mean epochs?"),
         ("sparsity=1.0", "sparsity=1 lies outside [0, 1)"),
-        ("sparsity=-0.1", "sparsity=-0.1 lies outside"),
-        ("sparsity=abc", "sparsity: Value 'abc'"),
         ("schedule.start=60%", "schedule.end=50% (step 155) comes before schedule.start=60% (step 186)"),
-        ("schedule.end=99ep", "schedule.end=99ep"),
-        ("schedule.end=soon", "write 5ep (epochs)"),
-        ("batch_size=9000", "batch_size=9000 is larger than the 8000 training images"),
         ("dataset.classes=12", "set dataset.classes=10"),
-        ("dataset.channels=3", "dataset.mean"),
-        ("dataset=folder", "dataset.root=DIR is needed"),
-        ("dataset=folder dataset.root=nowhere", "dataset.root=nowhere has no train/ folder"),
-        ("dataset=cifar10 dataset.root=nowhere dataset.download=false", "dataset.root=nowhere"),
-        ("precision=fp16 device=cpu", "precision=fp16 needs a CUDA device"),
         ("device=tpu", "device=tpu is not known"),
-        (
-            "dataset=imagenet dataset.decode=gpu device=cpu dry_run=true",
-            "dataset.decode=gpu needs a CUDA device, not cpu",
-        ),
-        ("dataset=cifar10 dataset.cache=DIR dry_run=true", "dataset.cache=DIR has no effect with cifar10"),
-        ("model=resnet5O", "did you mean resnet56, resnet50"),
-        ("model.name=resnet5O", "did you mean resnet56, resnet50"),
-        ("model=densenet121", "write model.name=densenet121"),
-        ("model.dropout=0.5", "model.dropout has no effect on resnet20"),
-        ("model.name=inception_v3", "choose another model.name"),
-        ("method=st4", "did you mean str, st3, set?"),
-        ("method=dense method.shrink=hard", "has no effect with method.name=dense"),
-        ("optimizer.nesterov=true optimizer.momentum=0 dry_run=true", "optimizer: Nesterov"),
-        ("method.include=[foo*]", "method.include: no Conv2d or Linear layer is named like 'foo*'"),
-        ("optimizer=adamw optimizer.momentum=0.9", "has no effect with optimizer.name=adamw"),
-        ("recipe=cifar10", "recipe=cifar10 does not exist"),
-        (
-            "recipe=cifar10_resnet20/rigle",
-            "recipe=cifar10_resnet20/rigle does not exist: did you mean cifar10_resnet20/rigl",
-        ),
+        ("capture=on device=cpu", "capture=on is not possible (CUDA graphs need a CUDA device): use capture=auto"),
+        ("model=resnet5O", "model.name=resnet5O does not exist; did you mean resnet56, resnet50"),
+        ("optimizer.nesterov=true optimizer.momentum=0", "optimizer: Nesterov"),
+        ("method=rigl schedule=cubic", "this method is sparse from the first step on and follows no ramp: schedule="),
+        ("method=gmp method.every=0", "method.every=0 must be at least one optimizer step"),
         ("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_slurm has no effect on a single run: add -m"),
-        ("sparsity==1", "Error parsing override"),
         ("run_dir=${nothing}", "nothing"),
-        ("model=null", "model"),
+        ("model=null", "model=null"),
         ("-m sparsity=0.5,0.9 typo=1", "typo is not a setting"),
     ],
 )
-def test_a_mistake_ends_in_one_line_and_writes_nothing(arguments, says, here, monkeypatch, capsys):
-    code, _, err = st3_train(arguments.split(), monkeypatch, capsys)
-    assert code == 2
-    assert err.startswith("st3-train: error: ")
-    assert err.count("\n") == 1
-    assert says in err
+def test_a_mistake_ends_in_one_line_and_writes_nothing(arguments, says, here):
+    assert says in refused(*arguments.split())
     assert list(here.iterdir()) == []
 
 
-def test_a_corrupt_image_is_named(here, monkeypatch, capsys):
+def test_a_corrupt_image_is_named(here):
     for split in ("train", "test"):
         for label in ("cat", "dog"):
             folder = here / "data" / split / label
             folder.mkdir(parents=True)
             for number in range(4):
                 Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
-    broken = here / "data" / "train" / "dog" / "2.png"
+    broken = Path("data", "train", "dog", "2.png")
     broken.write_bytes(b"not an image")
-    arguments = (
-        "dataset=folder dataset.root=data dataset.image_size=8 dataset.augment=crop dataset.workers=0 batch_size=4"
-    )
-    code, _, err = st3_train(arguments.split(), monkeypatch, capsys)
-    assert code == 2
-    assert str(Path("data", "train", "dog", "2.png")) in err
-    assert files_below(here) == {name for name in files_below(here) if name.startswith("data")}
+    arguments = "dataset=folder", "dataset.root=data", "dataset.image_size=8", "dataset.augment=crop", "batch_size=4"
+    assert str(broken) in refused(*arguments, "dataset.workers=0")
+    assert {path.parts[0] for path in map(Path, files_below(here))} == {"data"}
+
+
+def test_of_several_processes_only_the_first_speaks_and_the_others_leave_it_the_time(here, monkeypatch):
+    waited = []
+    monkeypatch.setattr(st3.train.time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    answer = st3_train("sparsity=1.5")
+    assert (answer.code, answer.out, answer.err, waited) == (2, "", "", [5])
+    monkeypatch.setenv("RANK", "0")
+    assert "sparsity=1.5 lies outside" in refused("sparsity=1.5")
+    assert waited == [5]
 
 
 # What it says -------------------------------------------------------------------------------------------------------
 
 
-def test_dry_run_says_everything_and_writes_nothing(here, monkeypatch, capsys):
-    code, out, _ = st3_train(["recipe=imagenet_resnet50", "dry_run=true"], monkeypatch, capsys)
-    assert code == 0
+def test_dry_run_says_everything_and_writes_nothing(here):
+    answer = st3_train("recipe=imagenet_resnet50", "dry_run=true")
+    assert (answer.code, answer.err) == (0, "")
     assert list(here.iterdir()) == []
-    assert "25,502,912 prunable weights, 4,089,184,256 MACs dense" in out
-    assert "54 of 54 Conv and Linear layers" in out
-    assert "250,200 optimizer steps: 100 epochs of 2,502, batch 512" in out
-    assert "0 up to step 12,510 (epoch 5)" in out
-    assert "at step 125,100 (epoch 50)" in out
-    assert "warm-up over 12,510 steps" in out
-    assert "label smoothing 0.1" in out
+    assert "25,502,912 prunable weights, 4,089,184,256 MACs dense" in answer.out
+    assert answer.line("pruned").startswith("54 of 54 Conv and Linear layers")
+    assert answer.line("steps") == "250,200 optimizer steps: 100 epochs of 2,502, batch 512"
+    assert answer.line("masks") == "change in every step that is sparse"
+    assert answer.line("conv1").split() == ["64×3×7×7", "9,408", "yes", "0", "0.00%", "118,013,952", "118,013,952"]
+    assert "warning" not in answer.out
 
 
+@pytest.mark.slow
 def test_help_and_completion_answer_without_pytorch():
     blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['st3-train', *sys.argv[1:]]; "
     command = [sys.executable, "-c", blocked + "from st3.train import main; main()"]
@@ -161,20 +131,48 @@ def test_help_and_completion_answer_without_pytorch():
     assert completion.split() == [f"schedule={option}" for option in options]
 
 
+def test_the_installed_command_is_this_entry():
+    try:
+        importlib.metadata.distribution("st3")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed here")
+    [entry] = importlib.metadata.entry_points(group="console_scripts", name="st3-train")
+    assert entry.load() is st3.train.main
+
+
+@pytest.mark.parametrize(
+    ("options", "compiled"),
+    [("", False), ("compile=on", True), ("compile=off capture=auto", False)],
+)
+def test_a_dry_run_says_how_steps_would_be_executed(options, compiled, here):
+    answer = st3_train(*TINY, *options.split(), "dry_run=true")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.line("precision") == f"fp32 on cpu{', compiled' if compiled else ''}"
+
+
 # Whole runs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_it_promises(here, monkeypatch, capsys):
-    code, out, _ = st3_train([*TINY, "sparsity=0.8", "run_dir=run"], monkeypatch, capsys)
-    assert code == 0
-    run = here / "run"
-    summary = json.loads((run / "summary.json").read_text())
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a finished run, what was typed for it and what was said."""
+    folder = tmp_path_factory.mktemp("whole")
+    words = [*TINY, "sparsity=0.8", f"run_dir='{folder}/${{model.name}}-${{sparsity}}'"]
+    return folder / "resnet20-0.8", words, st3_train(*words)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_promises(whole):
+    run, words, answer = whole
+    assert (answer.code, answer.err) == (0, "")
+    summary = summary_of(run)
     assert summary["finished"] is True
     assert summary["sparsity_target"] == 0.8
     assert abs(summary["zeros"] - 0.8 * summary["prunable"]) <= 1
-    assert (summary["epochs"], summary["steps"]) == (3, 9)
+    assert (summary["epochs"], summary["steps"], summary["processes"]) == (3, 9, 1)
     assert (summary["method"], summary["model"], summary["dataset"], summary["seed"]) == ("st3", "resnet20", "fake", 0)
     assert summary["macs"] < summary["macs_dense"]
+    assert (summary["mask_updates"], summary["warnings"]) == (None, [])
     files = files_below(run)
     events = {name for name in files if name.startswith("events.out.tfevents")}
     assert len(events) == 1
@@ -190,72 +188,147 @@ def test_a_run_leaves_what_it_promises(here, monkeypatch, capsys):
         "run.png",
         "summary.json",
     }
-    assert f"{summary['zeros']:,} of {summary['prunable']:,} weights are zero" in out
+    assert f"{summary['zeros']:,} of {summary['prunable']:,} weights are zero" in answer.out
+    assert RunDirectory(run).overrides() == words
 
-    # The file is the network: as many zeros, and the accuracy that the summary gives.
-    network = build_model("resnet20", classes=7, image_size=8)
+
+@pytest.mark.slow
+def test_the_file_is_the_network_of_the_summary(whole):
+    run, *_ = whole
+    summary, network = summary_of(run), build_model("resnet20", classes=7, image_size=8)
     network.load_state_dict(load_file(run / "model.safetensors"))
     weights = [m.weight for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert sum((w == 0).sum().item() for w in weights) == summary["zeros"]
-    data = build_data(
-        "fake", root=None, classes=7, channels=3, image_size=8, mean=[0.5] * 3, std=[0.25] * 3, augment="none",
-        val_images=0, train_images=96, test_images=40, workers=0, download=False, batch_size=32, seed=0, device="cpu",
+    config = DatasetConfig(
+        name="fake", classes=7, channels=3, image_size=8, mean=[0.5] * 3, std=[0.25] * 3, train_images=96,
+        test_images=40,
     )  # fmt: skip
+    test = build_data(config, batch_size=32, seed=0, device="cpu").test
     with torch.no_grad():
-        hits = sum((network.eval()(x).argmax(1) == y).sum().item() for x, y in data.test.epoch(0))
+        hits = sum((network.eval()(x).argmax(1) == y).sum().item() for x, y in test.epoch(0))
     assert 100 * hits / 40 == pytest.approx(summary["top1"])
+    with safe_open(run / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["model"], len(json.loads(metadata["classes"])), metadata["st3"]) == ("resnet20", 7, summary["st3"])
 
-    # Asked again, it says so and changes nothing; asked for something else, it refuses.
-    before = {name: (run / name).stat().st_mtime_ns for name in files}
-    code, out, _ = st3_train([*TINY, "sparsity=0.8", "run_dir=run"], monkeypatch, capsys)
-    assert code == 0
-    assert "finished" in out
+
+@pytest.mark.slow
+def test_the_summary_says_where_time_and_memory_went(whole):
+    run, _, answer = whole
+    summary = summary_of(run)
+    assert summary["warmup_seconds"] > 0
+    assert summary["data_seconds"] >= 0
+    assert summary["warmup_seconds"] + summary["data_seconds"] <= summary["seconds"]
+    assert 50e6 < summary["peak_memory_bytes"] < 1e12
+    warmup, data = (f"{summary[name]:.1f} s" for name in ("warmup_seconds", "data_seconds"))
+    assert f"warm-up {warmup}, waiting for data {data}" in answer.line("time")
+    assert answer.line("memory") == f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak"
+    assert "processes" not in answer.out
+
+
+@pytest.mark.slow
+def test_asked_again_a_run_says_that_it_is_finished_and_asked_for_another_it_refuses(whole):
+    run, words, first = whole
+    before = {name: (run / name).stat().st_mtime_ns for name in files_below(run)}
+    answer = st3_train(*words)
+    assert (answer.code, answer.err) == (0, "")
+    assert f"{run} holds this run already, finished:\n" in answer.out
+    assert answer.line("top-1") == first.line("top-1")
+    assert "sparsity=0.8, not 0.7" in refused(*TINY, "sparsity=0.7", f"run_dir={run}")
     assert before == {name: (run / name).stat().st_mtime_ns for name in files_below(run)}
-    code, _, err = st3_train([*TINY, "sparsity=0.7", "run_dir=run"], monkeypatch, capsys)
-    assert code == 2
-    assert "sparsity=0.8, not 0.7" in err
 
 
-def test_the_network_loads_into_the_untouched_torchvision_model(here, monkeypatch, capsys):
-    arguments = [*TINY, "model=resnet18", "dataset.image_size=72", "epochs=1", "batch_size=48", "run_dir=run"]
-    assert st3_train(arguments, monkeypatch, capsys)[0] == 0
+def as_before(stored: dict) -> dict:
+    """config.yaml as it was when every method's settings were in it, null where they were another's."""
+    keys = {
+        "method": "shrink rescale gradient allocation every until drop regrow regrow_final exponent theta "
+        "threshold_init threshold_decay probability_lr backward decay",
+        "schedule": "start end power period last_dense",
+        "optimizer": "lr weight_decay momentum nesterov betas eps",
+        "lr_schedule": "warmup milestones gamma final initial",
+    }
+    old = {group: dict.fromkeys(names.split()) | stored[group] for group, names in keys.items()}
+    del old["method"]["layer_sigma"]
+    old["method"] |= dict.fromkeys(("shrink", "rescale", "gradient"))  # null: as published
+    return stored | old | {"ema": stored["ema"] or None}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_go_on_also_where_an_earlier_version_began_it(whole, here, monkeypatch):
+    checkpoint = RunRecorder.checkpoint
+
+    def then_stop(self, state):
+        checkpoint(self, state)
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+
+    command = [*TINY, "sparsity=0.8", "run_dir=parts"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "checkpoint", then_stop)
+        answer = st3_train(*command)
+    assert answer.code == 130
+    again = answer.line("interrupted; to continue: st3-train")
+    assert shlex.split(again) == command
+    assert not Path("parts", "model.safetensors").exists()
+
+    directory = RunDirectory(Path("parts"))
+    directory._write_yaml("config.yaml", as_before(directory.config()))
+    answer = st3_train(*shlex.split(again))
+    assert (answer.code, answer.err) == (0, "")
+    assert "continuing parts after epoch 1\n" in answer.out
+    assert_same(load_file("parts/model.safetensors"), load_file(whole[0] / "model.safetensors"))
+
+
+@pytest.mark.slow
+def test_the_network_loads_into_the_untouched_torchvision_model(here, no_picture):
+    arguments = [*TINY, "model=resnet18", "dataset.image_size=72", "epochs=1", "batch_size=8", "run_dir=run"]
+    assert st3_train(*arguments, "dataset.train_images=8", "dataset.test_images=4").code == 0
     model = torchvision.models.resnet18(num_classes=7)
-    model.load_state_dict(load_file(here / "run" / "model.safetensors"))
-    summary = json.loads((here / "run" / "summary.json").read_text())
+    model.load_state_dict(load_file("run/model.safetensors"))
     layers = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    assert sum((w == 0).sum().item() for w in layers) == summary["zeros"]
+    assert sum((w == 0).sum().item() for w in layers) == summary_of(Path("run"))["zeros"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "changes"),
+    ("recipe", "size", "model"),
     [
-        ("cifar10_resnet20", "dataset.image_size=32 dataset.val_images=4"),
-        ("cifar10_vgg16", "dataset.image_size=32 dataset.val_images=4"),
-        ("cifar100_wrn34_2", "dataset.image_size=32 dataset.val_images=4"),
-        ("imagenet_resnet50", "dataset.image_size=96 dataset.augment=none"),
-        ("imagenet_mobilenet_v1", "dataset.image_size=96 dataset.augment=none"),
+        ("cifar10_resnet20", 32, ""),
+        ("cifar10_vgg16", 32, ""),
+        ("cifar100_wrn34_2", 16, ""),
+        ("imagenet_resnet50", 72, "model=resnet18"),  # whose networks are as they are in torchvision
+        ("imagenet_mobilenet_v1", 72, "model.width=0.25"),
     ],
 )
-def test_every_recipe_takes_two_steps(recipe, changes, here, monkeypatch, capsys):
-    facts = f"dataset.train_images={12 if 'cifar' in recipe else 8} dataset.test_images=4 dataset.classes=10"
-    arguments = f"recipe={recipe} dataset=fake {facts} {changes} batch_size=4 epochs=1 run_dir=run"
-    code, _, err = st3_train(arguments.split(), monkeypatch, capsys)
-    assert (code, err) == (0, "")
-    summary = json.loads((here / "run" / "summary.json").read_text())
+def test_every_recipe_takes_two_steps(recipe, size, model, here, no_picture):
+    held_out = 4 if recipe.startswith("cifar") else 0
+    data = f"dataset.train_images={8 + held_out} dataset.test_images=4 dataset.classes=10 dataset.image_size={size}"
+    words = (
+        f"recipe={recipe} dataset=fake {data} dataset.val_images={held_out} batch_size=4 epochs=1 device=cpu {model}"
+    )
+    answer = st3_train(*words.split(), "dataset.augment=none", "run_dir=run")
+    assert (answer.code, answer.err) == (0, "")
+    summary = summary_of(here / "run")
     assert summary["steps"] == 2
     assert abs(summary["zeros"] - summary["sparsity_target"] * summary["prunable"]) <= 1
-    assert ("val_top1" in summary) == ("cifar" in recipe)
+    assert ("val_top1" in summary) == bool(held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    ["method=st3_sigma ema=0.9", "method.target=flops optimizer=adamw", "schedule=constant lr_schedule=one_cycle",
-     "accumulate=4 precision=bf16", "method.shrink=hard method.rescale=false method.gradient=masked", "method=dense"],
-)  # fmt: skip
-def test_options_work_together(options, here, monkeypatch, capsys):
-    code, _, err = st3_train([*TINY, *options.split(), "sparsity=0.9", "run_dir=run"], monkeypatch, capsys)
-    assert (code, err) == (0, "")
-    summary = json.loads((here / "run" / "summary.json").read_text())
+    [
+        "method=st3_sigma ema=0.9 method.target=flops optimizer=adamw",
+        "method.shrink=hard method.rescale=false method.gradient=masked schedule=constant lr_schedule=one_cycle "
+        "accumulate=4 precision=bf16",
+        "method=dense",
+    ],
+    ids=["flops", "hard", "dense"],
+)
+def test_options_work_together(options, here, no_picture):
+    answer = st3_train(*TINY, *options.split(), "sparsity=0.9", "run_dir=run")
+    assert (answer.code, answer.err) == (0, "")
+    summary = summary_of(here / "run")
     if "flops" in options:
         assert summary["macs"] / summary["macs_dense"] == pytest.approx(0.1, abs=1e-4)
     elif options == "method=dense":
@@ -265,23 +338,21 @@ def test_options_work_together(options, here, monkeypatch, capsys):
         assert abs(summary["zeros"] - 0.9 * summary["prunable"]) <= 1
 
 
-def test_a_sweep_makes_a_folder_for_each_job_and_outlives_a_broken_one(here, monkeypatch, capsys):
-    code, _, err = st3_train(["-m", *TINY, "epochs=1", "sparsity=0.5,1.5,0.8"], monkeypatch, capsys)
-    assert code == 2
-    assert err.count("st3-train: error: sparsity=1.5") == 1
-    summaries = [json.loads(path.read_text()) for path in here.rglob("summary.json")]
-    assert sorted(summary["sparsity_target"] for summary in summaries) == [0.5, 0.8]
-    assert {path.parts[0] for path in (p.relative_to(here) for p in here.rglob("*"))} == {"outputs"}
+@pytest.mark.slow
+def test_jobs_of_a_sweep_equal_single_runs_and_outlive_a_broken_one(here, no_picture):
+    sweep = st3_train("-m", *TINY, "seed=0,1", "sparsity=1.5,0.8")
+    assert sweep.code == 2
+    assert sweep.err.count("st3-train: error: sparsity=1.5") == 2
+    assert {path.parts[0] for path in map(Path, files_below(here))} == {"outputs"}
+    first, second = sorted(path.parent for path in here.rglob("summary.json"))
+    assert [first.name, second.name] == ["1-resnet20-fake-st3-0.8-s0", "3-resnet20-fake-st3-0.8-s1"]
+    assert st3_train(*TINY, "seed=1", "sparsity=0.8", "run_dir=alone").code == 0
+    alone, one, other = (load_file(folder / "model.safetensors") for folder in (Path("alone"), second, first))
+    assert_same(alone, one)
+    assert not torch.equal(alone["fc.weight"], other["fc.weight"])
 
 
-def test_jobs_of_a_sweep_equal_single_runs(here, monkeypatch, capsys):
-    st3_train(["-m", *TINY, "seed=0,1", "run_dir='sweep/${seed}'"], monkeypatch, capsys)
-    st3_train([*TINY, "seed=1", "run_dir=alone"], monkeypatch, capsys)
-    alone, second, first = (load_file(here / name / "model.safetensors") for name in ("alone", "sweep/1", "sweep/0"))
-    assert all(torch.equal(alone[name], second[name]) for name in alone)
-    assert not torch.equal(first["fc.weight"], second["fc.weight"])
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None,
     reason="needs hydra-submitit-launcher: pip install '.[slurm]'",
@@ -299,108 +370,44 @@ def test_a_launcher_carries_jobs_to_other_processes_and_their_mistakes_back(here
     )
     run = sweep / "1-resnet20-fake-st3-0.8-s0"
     assert {path.name for path in sweep.iterdir()} == {"submitit", run.name}
-    summary = json.loads((run / "summary.json").read_text())
+    summary = summary_of(run)
     assert (summary["finished"], summary["sparsity_target"]) == (True, 0.8)
     said = [path.read_text() for path in sorted((sweep / "submitit").glob("*.out"))]
     assert sum("[1] dataset=fake " in text and "weights are zero" in text for text in said) == 1
 
 
-def test_a_launcher_that_is_not_installed_is_named():
-    error = MissingConfigException("…", missing_cfg_file="hydra/launcher/submitit_slurm", options=["basic"])
-    assert in_one_line(error) == ("hydra/launcher=submitit_slurm is not installed: pip install hydra-submitit-launcher")
-
-
-@pytest.mark.parametrize("options", [[], ["ema=0.9", "accumulate=2"]])
-def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(options, here):
-    # Processes of their own for all: the number of threads decides the order in which sums are rounded.
-    command = [sys.executable, "-m", "st3.train", *TINY, *options, "epochs=6", "dataset.train_images=320"]
-    subprocess.run([*command, "run_dir=whole"], stdout=subprocess.DEVNULL, check=True)
-
-    command.append("run_dir=killed")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (here / "killed" / "last.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    killed_after = torch.load(here / "killed" / "last.pt", weights_only=True)["epoch"]
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(here, no_picture):
+    options = [*TINY, "ema=0.9", "accumulate=2", "epochs=6", "dataset.train_images=320"]
+    whole = st3_train(*options, "run_dir=whole")
+    # The number of threads decides the order in which sums are rounded.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "st3.train", *options, "run_dir=killed"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        deadline, last = time.monotonic() + 120, here / "killed" / "last.pt"
+        while not last.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    killed_after = torch.load(last, weights_only=True)["epoch"]
     assert killed_after < 6, "the run ended before it could be killed"
 
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"continuing killed after epoch {killed_after}" in done.stdout
-    expected, found = (load_file(here / name / "model.safetensors") for name in ("whole", "killed"))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    steps = [
-        [line.split(",")[1] for line in (here / name / "metrics.csv").read_text().splitlines()]
-        for name in ("whole", "killed")
-    ]
+    done = st3_train(*options, "run_dir=killed")
+    assert f"continuing killed after epoch {killed_after}" in done.out
+    assert done.line("top-1") == whole.line("top-1")
+    assert_same(load_file("killed/model.safetensors"), load_file("whole/model.safetensors"))
+    steps = [[row["step"] for row in RunDirectory(Path(name)).metrics()] for name in ("whole", "killed")]
     assert steps[0] == steps[1]
-
-
-@pytest.mark.skipif(shutil.which("st3-train") is None, reason="the package is not installed here")
-def test_the_installed_command_and_the_module_are_the_same_entry(here):
-    arguments = ["recipe=cifar10_resnet20", "sparsity=0.95", "dry_run=true"]
-    answers = [
-        subprocess.run([*entry, *arguments], capture_output=True, text=True, check=True).stdout
-        for entry in (["st3-train"], [sys.executable, "-m", "st3.train"])
-    ]
-    assert answers[0] == answers[1]
-    assert "to 95.00% of the weights at step 28,080 (epoch 80)" in answers[0]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_cuda_run_is_exact_in_every_precision(precision, here, monkeypatch, capsys):
-    arguments = [*TINY, f"precision={precision}", "device=cuda", "run_dir=run"]
-    assert st3_train(arguments, monkeypatch, capsys)[0] == 0
-    summary = json.loads((here / "run" / "summary.json").read_text())
+def test_cuda_run_is_exact_in_every_precision(precision, here):
+    assert st3_train(*TINY, f"precision={precision}", "device=cuda", "run_dir=run").code == 0
+    summary = summary_of(here / "run")
     assert abs(summary["zeros"] - 0.9 * summary["prunable"]) <= 1
-
-
-# Where the time goes, and how steps are executed ----------------------------------------------------------------------
-
-
-def test_the_summary_says_where_time_and_memory_went(here, monkeypatch, capsys):
-    code, out, _ = st3_train([*TINY, "run_dir=run"], monkeypatch, capsys)
-    assert code == 0
-    summary = json.loads((here / "run" / "summary.json").read_text())
-    assert summary["processes"] == 1
-    assert summary["warmup_seconds"] > 0
-    assert summary["data_seconds"] >= 0
-    assert summary["warmup_seconds"] + summary["data_seconds"] <= summary["seconds"]
-    assert 50e6 < summary["peak_memory_bytes"] < 1e12
-    warmup, data = (f"{summary[name]:.1f} s" for name in ("warmup_seconds", "data_seconds"))
-    assert f"warm-up {warmup}, waiting for data {data}" in out
-    assert f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak" in out
-    assert "processes" not in out
-
-
-def test_capture_is_refused_where_there_is_no_cuda_device(here, monkeypatch, capsys):
-    code, _, err = st3_train([*TINY, "device=cpu", "capture=on", "run_dir=run"], monkeypatch, capsys)
-    assert code == 2
-    assert err == "st3-train: error: capture=on is not possible (CUDA graphs need a CUDA device): use capture=auto\n"
-    assert list(here.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "compiled"),
-    [("", False), ("compile=on capture=off", True), ("compile=on", True), ("compile=off capture=auto", False)],
-)
-def test_a_dry_run_says_how_steps_would_be_executed(options, compiled, here, monkeypatch, capsys):
-    arguments = [*TINY, "device=cpu", *options.split(), "dry_run=true"]
-    code, out, err = st3_train(arguments, monkeypatch, capsys)
-    assert (code, err) == (0, "")
-    [line] = [line for line in out.splitlines() if line.startswith("precision ")]
-    assert line == f"precision  fp32 on cpu{', compiled' if compiled else ''}"
-
-
-@pytest.mark.parametrize("setting", ["compile", "capture"])
-def test_an_unknown_way_of_execution_is_refused(setting, here, monkeypatch, capsys):
-    code, _, err = st3_train([*TINY, f"{setting}=maybe"], monkeypatch, capsys)
-    assert code == 2
-    assert err.startswith(f"st3-train: error: {setting}=maybe")
-    assert err.count("\n") == 1

@@ -1,57 +1,16 @@
-"""What the schema refuses and in which words; that every YAML file composes; that recipes say what was published."""
+"""What the settings of a run may be and in which words others are refused; which stored runs may be continued."""
 
 import copy
-import functools
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from config_cases import composed, load, refused
 from omegaconf import OmegaConf
 
-from st3.build import make_plan, read_facts
-from st3.config import Config, load_config
+from st3.config import load_config, refuse_other, setting_names
+from st3.durations import Duration
 from st3.errors import UserError
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml"))
-
-
-@functools.cache
-def by_hydra(*overrides: str):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", list(overrides))
-
-
-def composed(*overrides: str):
-    """As `by_hydra`, which takes long: options are composed once, values then set upon them, as Hydra does."""
-    options = [o for o in overrides if o.partition("=")[0] in GROUPS]
-    config = copy.deepcopy(by_hydra(*options))
-    OmegaConf.set_struct(config, False)
-    for override in OverridesParser.create().parse_overrides([o for o in overrides if o not in options]):
-        OmegaConf.update(config, override.key_or_group, override.value())
-    return config
-
-
-def load(*overrides: str) -> Config:
-    return load_config(composed(*overrides))
-
-
-def refused(*overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load(*overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def test_on_and_off_are_words_also_where_yaml_reads_them_as_truth():
-    config = composed()
-    config.compile, config.capture = True, False
-    assert (load_config(config).compile, load_config(config).capture) == ("on", "off")
-    assert load("compile=off", "capture=on").capture == "on"
-
+from st3.sparsify import METHODS
 
 # Values ---------------------------------------------------------------------------------------------------------------
 
@@ -61,12 +20,13 @@ def test_on_and_off_are_words_also_where_yaml_reads_them_as_truth():
     [
         "sparsity=1.0", "sparsity=-0.1", "sparsity=nan", "sparsity=90", "epochs=0", "batch_size=0", "accumulate=0",
         "eval_every=0", "log_every=0", "label_smoothing=1.0", "label_smoothing=-0.1", "clip_norm=0",
-        "clip_norm=-1.0", "ema=0.0", "ema=1.0", "seed=-1", "precision=fp8", "optimizer.lr=0", "optimizer.lr=nan",
-        "optimizer.weight_decay=-1", "optimizer.momentum=-1", "optimizer.lr=inf", "lr_schedule.final=-1",
-        "schedule.power=0", "dataset.val_images=-5", "dataset.channels=7", "dataset.mean=[0.1,0.2]",
-        "dataset.std=[0]", "dataset.workers=-1", "dataset.image_size=0", "method.target=bytes", "schedule.name=cubic",
+        "clip_norm=-1.0", "ema=-0.1", "ema=1.0", "seed=-1", "precision=fp8", "optimizer.lr=0",
+        "optimizer.weight_decay=-1", "lr_schedule.final=-1", "schedule.power=0", "dataset.val_images=-5",
+        "dataset.channels=7", "dataset.mean=[0.1,0.2]", "dataset.std=[0]", "dataset.workers=-1",
+        "dataset.image_size=0", "method.target=bytes", "method.shrink=firm", "schedule.name=cubic",
         "optimizer.name=lion", "lr_schedule.name=step", "method.name=st4", "epochs=1.5", "epochs=many", "epochs=null",
-        "optimizer.lr=high", "compile=maybe", "capture=maybe", "method.include=fc", "dataset.mean=[a]",
+        "optimizer.lr=high", "method.rescale=maybe", "schedule.start=soon", "schedule.end=-3", "compile=maybe",
+        "capture=maybe", "method.include=fc", "dataset.mean=[a]",
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_by_its_name(override):
@@ -75,64 +35,66 @@ def test_a_value_that_cannot_be_is_refused_by_its_name(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["sparsity=0", "sparsity=0.999", "label_smoothing=0", "ema=0.999", "clip_norm=null", "seed=0", "precision=bf16",
-     "optimizer.weight_decay=0", "accumulate=128", "run_dir=a/b", "method.include=[fc]", "method.target=flops"],
+    ["sparsity=0", "sparsity=0.999", "label_smoothing=0", "ema=0.999", "ema=0", "clip_norm=null", "seed=0",
+     "precision=bf16", "optimizer.weight_decay=0", "accumulate=128", "run_dir=a/b", "method.include=[fc]",
+     "method.target=flops"],
 )  # fmt: skip
 def test_a_value_at_the_edge_of_what_can_be_is_taken(override):
     key, _, value = override.partition("=")
-    config = load(override)
-    assert OmegaConf.select(OmegaConf.structured(config), key) == OmegaConf.create(f"x: {value}").x
+    assert OmegaConf.select(OmegaConf.create(load(override).plain()), key) == OmegaConf.create(f"x: {value}").x
 
 
 def test_accumulation_divides_the_batch():
-    assert "accumulate=3" in refused("batch_size=128", "accumulate=3")
-
-
-def test_adamw_has_two_betas():
-    assert "optimizer.betas=[0.9,0.999]" in refused("optimizer=adamw", "optimizer.betas=[0.9]")
+    message = refused("batch_size=128", "accumulate=3")
+    assert message == "accumulate=3 does not divide batch_size=128: choose one that does"
 
 
 def test_a_misspelt_choice_is_answered_with_the_close_one():
-    assert "did you mean bf16" in refused("precision=bf6")
+    assert refused("precision=bf6") == "precision=bf6 does not exist: did you mean bf16?"
     assert "did you mean st3_sigma" in refused("method.name=st3sigma")
+    assert refused("capture=x") == "capture=x does not exist: choose among auto, on, off"
 
 
-def test_whole_numbers_serve_as_durations_and_fractions():
+def test_whole_numbers_serve_as_epochs_and_fractions():
     config = load("lr_schedule=multistep", "lr_schedule.milestones=[4,6]", "lr_schedule.warmup=1", "clip_norm=2")
-    assert config.lr_schedule.milestones == ["4", "6"]
-    assert config.lr_schedule.warmup == "1"
+    assert config.lr_schedule.milestones == (Duration(4, "ep"), Duration(6, "ep"))
+    assert config.lr_schedule.warmup == Duration(1, "ep")
     assert config.clip_norm == 2.0
+
+
+def test_on_and_off_are_words_also_where_yaml_reads_them_as_truth():
+    node = composed()
+    node.compile, node.capture = True, False
+    assert (load_config(node).compile, load_config(node).capture) == ("on", "off")
+    assert load("compile=off", "capture=on").capture == "on"
+
+
+def test_dense_reaches_no_sparsity_whatever_is_asked():
+    assert load("method=dense", "sparsity=0.9").target_sparsity == 0
+    assert load("method=st3", "sparsity=0.8").target_sparsity == 0.8
+
+
+def test_the_defaults_are_as_the_first_line_of_config_yaml_says():
+    config = load()
+    assert (config.model.name, config.dataset.name, config.sparsity) == ("resnet20", "fashion_mnist_embedded", 0.9)
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("override", "named", "meant"),
-    [
-        ("+sparsty=0.5", "sparsty", "sparsity"),
-        ("+batchsize=3", "batchsize", "batch_size"),
-        ("+optimizer.weigth_decay=0", "optimizer.weigth_decay", "optimizer.weight_decay"),
-        ("+lr_schedule.milestone=[1]", "lr_schedule.milestone", "lr_schedule.milestones"),
-        ("+model.droput=0.1", "model.droput", "model.dropout"),
-        ("+weight_decay=0", "weight_decay", "optimizer.weight_decay"),
-    ],
-)
-def test_an_unknown_key_is_refused_and_the_close_one_named(override, named, meant):
-    message = refused(override)
-    assert message.startswith(f"{named} is not a setting")
-    assert meant in message
-
-
-@pytest.mark.parametrize("override", ["+typo=1", "+training.epochs=3", "+model.name2.x=1", "+dataset={rooot: 1}"])
+@pytest.mark.parametrize("override", ["typo=1", "training.epochs=3", "model.name2.x=1", "dataset.rooot=1"])
 def test_an_unknown_key_is_refused_also_where_nothing_is_close_or_it_is_nested(override):
     assert "is not a setting" in refused(override)
 
 
+def test_what_the_program_calls_its_parts_is_no_setting():
+    assert refused("selection.include=[fc]").startswith("selection is not a setting")
+
+
 def test_a_value_in_the_place_of_a_group_is_refused():
-    plain = OmegaConf.to_container(composed())
-    with pytest.raises(UserError, match="model=resnet20"):
-        load_config(OmegaConf.create(plain | {"model": "resnet20"}))
+    node = OmegaConf.to_container(composed())
+    with pytest.raises(UserError, match=r"^model=resnet20 is not a group of settings$"):
+        load_config(node | {"model": "resnet20"})
 
 
 def test_an_interpolation_to_nowhere_is_refused():
@@ -143,175 +105,161 @@ def test_interpolations_are_resolved():
     assert load("run_dir='out/${model.name}'").run_dir == "out/resnet20"
 
 
-# Settings of each option ----------------------------------------------------------------------------------------------
+def test_every_setting_of_the_default_run_has_a_name():
+    own = set()
+    for key, value in load().plain().items():
+        own |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
+    of_variants = {name for name in own if name.partition(".")[0] in ("schedule", "optimizer", "lr_schedule")}
+    of_variants |= {f"method.{name}" for name in ("name", "shrink", "rescale", "gradient", "layer_sigma")}
+    assert set(setting_names()) == own - of_variants
+
+
+# Stored runs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_configuration_comes_back_from_what_is_stored(method):
+    config = load(f"method={method}", "optimizer=adamw", "lr_schedule=multistep", "method.exclude=[fc]", "ema=0.5")
+    assert load_config(config.plain()) == config
+    assert load_config(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(config.plain())))) == config
+
+
+def continues(stored, *overrides: str) -> None:
+    refuse_other(stored, load(*overrides), Path("run"))
+
+
+def other(stored, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        continues(stored, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("run_dir=run holds a run ")
+    return message
 
 
 @pytest.mark.parametrize(
-    ("overrides", "setting"),
+    ("override", "says"),
     [
-        (("schedule=constant", "schedule.start=1"), "schedule.start=1"),
-        (("schedule=constant", "schedule.power=3"), "schedule.power=3"),
-        (("optimizer=sgd", "optimizer.betas=[0.9,0.99]"), "optimizer.betas="),
-        (("optimizer=sgd", "optimizer.eps=1e-8"), "optimizer.eps="),
-        (("optimizer=adamw", "optimizer.momentum=0.9"), "optimizer.momentum=0.9"),
-        (("optimizer=adamw", "optimizer.nesterov=false"), "optimizer.nesterov=False"),
-        (("lr_schedule=cosine", "lr_schedule.gamma=0.1"), "lr_schedule.gamma=0.1"),
-        (("lr_schedule=cosine", "lr_schedule.milestones=[4]"), "lr_schedule.milestones="),
-        (("lr_schedule=constant", "lr_schedule.final=0"), "lr_schedule.final=0"),
-        (("lr_schedule=multistep", "lr_schedule.initial=0.1"), "lr_schedule.initial=0.1"),
-        (("method=dense", "method.shrink=soft"), "method.shrink=soft"),
-        (("method=dense", "method.rescale=false"), "method.rescale=False"),
-        (("method=dense", "method.gradient=masked"), "method.gradient=masked"),
+        ("sparsity=0.8", "sparsity=0.9, not 0.8"),
+        ("schedule.end=60%", "schedule.end=50%, not 60%"),
+        ("optimizer.lr=1e-5", "optimizer.lr=0.1, not 1e-05"),
+        ("dataset.mean=[0.5]", "dataset.mean=[0.2851], not [0.5]"),
+        ("model.name=vgg11_bn", "model.name=resnet20, not vgg11_bn"),
+        ("ema=0.99", "ema=0.0, not 0.99"),
+        ("clip_norm=null", "clip_norm=3.0, not None"),
+        ("method.exclude=[fc]", "method.exclude=[], not ['fc']"),
+        ("method=gmp", "method.allocation=None, not global"),
+        ("optimizer=adamw", "optimizer.betas=None, not [0.9, 0.999]"),
     ],
 )
-def test_a_setting_without_effect_is_refused(overrides, setting):
-    message = refused(*overrides)
-    assert setting in message
-    group, _, option = overrides[0].partition("=")
-    assert f"no effect with {group}.name={option}" in message
+def test_other_settings_are_refused_and_the_first_is_named(override, says):
+    message = other(load().plain(), override)
+    assert says in message
+    assert message.endswith(": choose another run_dir, or give the same settings to continue it")
+
+
+def test_where_and_how_it_runs_may_change():
+    folder = "dataset=folder", "dataset.augment=crop"
+    where = "dataset.root=/data", "dataset.workers=3", "dataset.cache=c", "device=cuda", "run_dir=elsewhere"
+    how = "compile=on", "capture=off", "profile=true", "log_every=7", "dry_run=true"
+    continues(load(*folder, "dataset.root=here").plain(), *folder, *where, *how)
+    mnist = "dataset=mnist", "dataset.root=here"
+    continues(load(*mnist, "dataset.download=true").plain(), *mnist, "dataset.download=false")
+
+
+def test_the_same_value_in_other_words_is_no_other_setting():
+    stored = load("schedule.start=0.250", "lr_schedule.warmup=0ep").plain()
+    continues(stored, "schedule.start=.25ep", "optimizer.lr=1e-1", "clip_norm=3", "lr_schedule.warmup=0")
+
+
+def test_a_dense_run_has_no_schedule_to_be_other():
+    continues(load("method=dense").plain(), "method=dense", "schedule=cubic")
+    continues(load("sparsity=0").plain(), "sparsity=0", "schedule=linear")
+    assert "schedule.power=3.0, not 1.0" in other(load().plain(), "schedule=linear")
+
+
+EARLIER = """
+model: {name: resnet20, init: default, depth: null, width: null, dropout: null}
+dataset: {name: fashion_mnist_embedded, root: null, classes: 10, channels: 1, image_size: 28, mean: [0.2851],
+  std: [0.3534], augment: none, val_images: 0, train_images: 8000, test_images: 2000, workers: 0, download: false,
+  decode: cpu, cache: null}
+method: {name: st3, shrink: null, rescale: null, gradient: null, allocation: null, every: null, until: null,
+  drop: null, regrow: null, regrow_final: null, exponent: null, theta: null, threshold_init: null,
+  threshold_decay: null, probability_lr: null, backward: null, decay: null, include: ['*'], exclude: [],
+  target: weights}
+schedule: {name: ramp, start: 5%, end: 50%, power: 3.0, period: null, last_dense: null}
+optimizer: {name: sgd, lr: 0.1, weight_decay: 0.0001, momentum: 0.9, nesterov: false, betas: null, eps: null}
+lr_schedule: {name: cosine, warmup: 5%, milestones: null, gamma: null, final: 0.0, initial: null}
+sparsity: 0.9
+epochs: 5
+batch_size: 128
+accumulate: 1
+label_smoothing: 0.0
+clip_norm: 3.0
+ema: null
+seed: 0
+precision: auto
+device: auto
+compile: auto
+capture: auto
+profile: false
+eval_every: 1
+log_every: 50
+run_dir: run
+dry_run: false
+"""
+"""config.yaml of the default run as version 0.1.0 wrote it before a variant owned its settings (commit dbc4bd5)."""
+
+
+def earlier(**settings) -> dict:
+    """It with other values, `group__key=value`."""
+    stored = OmegaConf.to_container(OmegaConf.create(EARLIER))
+    for name, value in settings.items():
+        group, _, key = name.rpartition("__")
+        (stored[group] if group else stored)[key] = value
+    return stored
+
+
+def test_a_run_stored_with_the_settings_of_all_methods_is_continued_by_the_same_command():
+    stored = earlier()
+    continues(stored)
+    assert stored == earlier()
+    continues(earlier(method__rescale=False, ema=0.9), "method.rescale=false", "ema=0.9")
+    rigl = {"method__name": "rigl", "method__until": "75%", "method__drop": 0.3, "schedule__name": "constant"}
+    rigl |= {f"schedule__{key}": None for key in ("start", "end", "power")}
+    continues(earlier(**rigl, method__every="4st"), "method=rigl", "schedule=constant", "method.every=4st")
+    adamw = {"optimizer__name": "adamw", "optimizer__betas": [0.9, 0.999], "optimizer__eps": 1e-8}
+    adamw |= {"optimizer__momentum": None, "optimizer__nesterov": None}
+    adamw |= {"optimizer__lr": 1e-3, "optimizer__weight_decay": 0.05}
+    continues(earlier(**adamw), "optimizer=adamw")
+    continues(earlier(method__name="dense"), "method=dense")  # whose schedule was a ramp then
+
+
+def test_where_a_default_has_changed_the_one_setting_is_named():
+    granet = {"method__name": "granet", "method__every": "1000st", "method__until": "100%", "method__regrow": 0.5}
+    granet |= {"method__regrow_final": 0.005}
+    message = other(earlier(**granet), "method=granet", "method.every=1000st")
+    assert "holds a run with schedule.start=5%, not 0: choose another run_dir" in message
+    continues(earlier(**granet), "method=granet", "method.every=1000st", "schedule=cubic")
+    assert "method.every=1000st, not 1.6%" in other(earlier(**granet), "method=granet", "schedule=cubic")
+    assert "sparsity=0.9, not 0.8" in other(earlier(), "sparsity=0.8")
+    assert "method.shrink=soft, not hard" in other(earlier(), "method.shrink=hard")
 
 
 @pytest.mark.parametrize(
-    ("group", "key"),
+    ("change", "reason"),
     [
-        ("schedule=cubic", "start"),
-        ("schedule=cubic", "end"),
-        ("schedule=linear", "power"),
-        ("optimizer=sgd", "momentum"),
-        ("optimizer=sgd", "nesterov"),
-        ("optimizer=adamw", "betas"),
-        ("optimizer=adamw", "eps"),
-        ("lr_schedule=multistep", "milestones"),
-        ("lr_schedule=multistep", "gamma"),
-        ("lr_schedule=cosine", "final"),
-        ("lr_schedule=one_cycle", "final"),
-        ("lr_schedule=one_cycle", "initial"),
+        (lambda stored: stored["method"].update(name="snip"), "method.name=snip does not exist"),
+        (lambda stored: stored.update(tempo=3), "tempo is not a setting"),
+        (lambda stored: stored["optimizer"].update(lr="high"), "optimizer.lr"),
+        (lambda stored: stored["model"].pop("name"), "name"),
+        (lambda stored: stored.pop("schedule"), "schedule"),
+        (lambda stored: stored.update(dataset=7), "dataset=7 is not a group of settings"),
     ],
 )
-def test_a_setting_that_is_needed_is_asked_for(group, key):
-    setting = f"{group.partition('=')[0]}.{key}"
-    assert f"needs {setting}=" in refused(group, f"{setting}=null")
-
-
-def test_dense_reaches_no_sparsity_whatever_is_asked():
-    assert load("method=dense", "sparsity=0.9").target_sparsity == 0
-    assert load("method=st3", "sparsity=0.8").target_sparsity == 0.8
-
-
-# The files ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_files_are_found():
-    assert len(OPTIONS) > 40
-
-
-def test_the_default_is_as_the_first_line_of_config_yaml_says():
-    config = load()
-    assert (config.model.name, config.dataset.name, config.sparsity) == ("resnet20", "fashion_mnist_embedded", 0.9)
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_to_a_valid_configuration(option):
-    group, _, name = option.partition("=")
-    config = load(option)
-    if group == "recipe":
-        return
-    file = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
-    assert set(file) == set(OmegaConf.structured(getattr(config, group)))  # a file says every setting of its group
-
-
-IMAGENET = {
-    "epochs": 100, "batch": 512, "steps": 2502, "ramp": (5, 50), "lr": 0.2, "momentum": 0.875, "decay": 5e-5,
-    "smoothing": 0.1, "val": 0, "classes": 1000, "augment": "random_resized_crop", "size": 224,
-}  # fmt: skip
-CIFAR = {
-    "epochs": 160, "batch": 128, "steps": 351, "ramp": (5, 80), "lr": 0.1, "momentum": 0.9, "decay": 1e-4,
-    "smoothing": 0, "val": 5000, "classes": 10, "augment": "crop_flip", "size": 32,
-}  # fmt: skip
-PUBLISHED = {
-    "imagenet_resnet50": IMAGENET | {"model": "resnet50", "dropout": None},
-    "imagenet_mobilenet_v1": IMAGENET | {"model": "mobilenet_v1", "dropout": None},
-    "cifar10_resnet20": CIFAR | {"model": "resnet20", "dropout": None},
-    "cifar10_vgg16": CIFAR | {"model": "vgg16_bn", "dropout": None},
-    "cifar100_wrn34_2": CIFAR | {"model": "wrn34_2", "dropout": 0.2, "classes": 100},
-}
-
-
-def test_every_recipe_is_checked_here():
-    assert sorted(PUBLISHED) == sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("recipe", PUBLISHED)
-def test_a_recipe_resolves_to_the_published_settings(recipe):
-    want, config = PUBLISHED[recipe], load(f"recipe={recipe}")
-    facts = read_facts(config)
-    plan = make_plan(config, facts)
-    per_epoch = want["steps"]  # whole batches of the training images
-    assert (config.model.name, config.model.dropout) == (want["model"], want["dropout"])
-    assert (config.dataset.augment, config.dataset.image_size) == (want["augment"], want["size"])
-    assert (config.method.name, config.schedule.power) == ("st3", 3)
-    assert (facts.classes, facts.val_images) == (want["classes"], want["val"])
-    assert (plan.epochs, config.batch_size, plan.steps_per_epoch) == (want["epochs"], want["batch"], per_epoch)
-    assert (plan.sparsity.start, plan.sparsity.end) == tuple(per_epoch * epoch for epoch in want["ramp"])
-    assert (config.optimizer.name, plan.lr, config.optimizer.momentum) == ("sgd", want["lr"], want["momentum"])
-    assert (config.optimizer.nesterov, config.optimizer.weight_decay) == (False, want["decay"])
-    assert (plan.clip_norm, plan.label_smoothing) == (3.0, want["smoothing"])
-
-
-@pytest.mark.parametrize("recipe", [name for name in PUBLISHED if name.startswith("cifar")])
-def test_the_cifar_rate_falls_tenfold_at_epochs_80_and_120(recipe):
-    config = load(f"recipe={recipe}")
-    plan = make_plan(config, read_facts(config))
-    epochs = [plan.lr * plan.lr_schedule.value(351 * epoch) for epoch in range(160)]
-    assert epochs == pytest.approx([0.1] * 80 + [0.01] * 40 + [0.001] * 40)
-    assert plan.lr_schedule.value(351 * 80 - 1) == 1
-
-
-@pytest.mark.parametrize("recipe", [name for name in PUBLISHED if name.startswith("imagenet")])
-def test_the_imagenet_rate_warms_up_for_5_epochs_and_falls_to_zero(recipe):
-    config = load(f"recipe={recipe}")
-    plan = make_plan(config, read_facts(config))
-    value = plan.lr_schedule.value
-    assert value(0) == pytest.approx(1 / (5 * 2502))
-    assert value(5 * 2502 - 1) == 1 > value(5 * 2502 + 1)
-    assert value((5 * 2502 + 100 * 2502) // 2) == pytest.approx(0.5)
-    assert value(100 * 2502 - 1) < 1e-6
-
-
-@pytest.mark.parametrize("recipe", ["imagenet_mobilenet_v1", "cifar100_wrn34_2"])
-def test_a_choice_on_the_command_line_wins_over_the_recipe_wherever_it_stands(recipe):
-    choices = ["model=vgg19_bn", "dataset=mnist", "method=st3_sigma"]
-    for overrides in ([f"recipe={recipe}", *choices], [*choices, f"recipe={recipe}"]):
-        config = by_hydra(*overrides)
-        assert (config.model.name, config.dataset.name, config.method.name) == ("vgg19_bn", "mnist", "st3_sigma")
-        assert (config.dataset.classes, config.dataset.image_size) == (10, 28)
-        assert config.epochs == PUBLISHED[recipe]["epochs"]
-
-
-def test_a_value_on_the_command_line_wins_over_the_recipe():
-    config = load_config(by_hydra("recipe=imagenet_resnet50", "epochs=30", "optimizer.lr=1.5", "schedule.end=80%"))
-    assert (config.epochs, config.optimizer.lr, config.schedule.end) == (30, 1.5, "80%")
-    assert config.optimizer.momentum == 0.875
-
-
-@pytest.mark.parametrize("recipe", PUBLISHED)
-def test_another_model_leaves_no_setting_of_the_recipes_model_behind(recipe):
-    model = load(f"recipe={recipe}", "model=vgg19_bn").model
-    assert (model.depth, model.width, model.dropout) == (None, None, None)
-
-
-@pytest.mark.parametrize("recipe", PUBLISHED)
-def test_the_dense_baseline_of_a_recipe_needs_one_word_only(recipe):
-    config = load(f"recipe={recipe}", "method=dense")
-    assert make_plan(config, read_facts(config)).target_sparsity == 0
-
-
-@pytest.mark.parametrize(
-    "recipe", ["cifar10_resnet20", "cifar100_wrn34_2", "imagenet_resnet50", "imagenet_mobilenet_v1"]
-)
-@pytest.mark.parametrize("group", ["optimizer", "lr_schedule", "schedule"])
-def test_a_recipe_leaves_nothing_behind_when_another_option_is_chosen(recipe, group):
-    for option in OPTIONS:
-        if option.startswith(f"{group}="):
-            chosen = getattr(load(f"recipe={recipe}", option), group)
-            assert chosen == getattr(load(option), group), option
+def test_a_run_that_is_not_understood_is_told_to_be_finished_where_it_began(change, reason):
+    stored = copy.deepcopy(load().plain())
+    change(stored)
+    message = other(stored)
+    assert f"that this version cannot continue ({reason}" in message or reason in message.partition("): ")[0]
+    assert message.endswith(": finish it with the version that environment.yaml names, or choose another run_dir")

@@ -12,19 +12,20 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from st3.build import make_model, make_optimizer, make_plan, make_sparsifier, read_facts
-from st3.config import load_config
+from st3.compose import compose_config, config_path
+from st3.durations import Duration
 from st3.errors import UserError
-from st3.measure import layer_macs
-from st3.train import config_path
+from st3.sketch import sketch
+from st3.sparsify import Method
+
+pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ TINY = (
 METHODS = {
     "st3": "", "st3_sigma": "", "hard_ste": "", "dense": "", "gmp": "method.every=4st", "feather": "schedule.start=0",
     "str": "schedule=constant method.threshold_init=-4", "rigl": "schedule=constant method.every=4st",
-    "set": "schedule=constant method.every=4st", "granet": "method.every=4st", "acdc": "schedule=acdc",
+    "set": "schedule=constant method.every=4st", "granet": "schedule=cubic method.every=4st", "acdc": "schedule=acdc",
     "topkast": "schedule=constant", "probmask": "schedule=probmask",
 }  # fmt: skip
 
@@ -67,31 +68,26 @@ def commands() -> dict[str, list[str]]:
 def resolved(name: str) -> dict:
     """The plan, the method and the optimizer's groups, or the message of the refusal."""
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = load_config(compose("config", commands()[name]))
+        config = compose_config(commands()[name])
         if config.dataset.name == "folder":
             return {"refused": "reads a folder"}
-        facts = read_facts(config)
-        plan = make_plan(config, facts)
-        size = config.dataset.image_size
-        with torch.device("meta"):
-            model = make_model(config, facts)
-        macs = layer_macs(model, (config.dataset.channels, size, size))
-        optimizer = make_optimizer(config, model)
-        sparsifier = make_sparsifier(config, plan, model, macs).attach(optimizer)
+        run = sketch(config)
     except UserError as error:
         return {"refused": str(error)}
+    plan, method = run.plan, config.method
+    optimizer = config.optimizer.build(run.model)
+    run.make_sparsifier(run.model).attach(optimizer)  # some methods have parameters of their own
     steps = sorted({round(plan.total_steps * i / 40) for i in range(40)} | {1, 2, 3, plan.total_steps - 1})
     return {
-        "model": [config.model.name, config.model.init, sum(p.numel() for p in model.parameters()), sum(macs.values())],
-        "facts": asdict(facts),
+        "model": [config.model.name, config.model.init, sum(p.numel() for p in run.model.parameters()), sum(run.macs.values())],
+        "facts": asdict(run.facts),
         "length": [plan.epochs, plan.steps_per_epoch, plan.batch_size, plan.accumulate],
         "training": [plan.label_smoothing, plan.clip_norm, plan.seed, plan.eval_every, plan.log_every],
         "rate": [plan.lr * plan.lr_schedule.value(step) for step in steps],
         "sparsity": [plan.sparsity.value(step) for step in steps],
         "target": plan.target_sparsity,
-        "method": [type(sparsifier.method).__name__, {k: v for k, v in asdict(sparsifier.method).items()}],
-        "pruned": [len(sparsifier.pruned_layers), sparsifier.prunable],
+        "method": [_kind(method), {f.name: _in_steps(getattr(method, f.name), plan.length) for f in fields(method)}],
+        "pruned": [len(run.sparsifier.pruned_layers), run.sparsifier.prunable],
         "optimizer": type(optimizer).__name__,
         "groups": [
             {
@@ -101,6 +97,15 @@ def resolved(name: str) -> dict:
             for group in optimizer.param_groups
         ],
     }
+
+
+def _kind(method: Method) -> str:
+    """The name of the class that a method's code is in: SET is a RigL."""
+    return next(cls.__name__ for cls in type(method).__mro__ if cls.__bases__ == (Method,))
+
+
+def _in_steps(value, length):
+    return value.steps(length) if isinstance(value, Duration) else value
 
 
 def plain(value):
@@ -162,7 +167,8 @@ def write() -> None:
     import tempfile
 
     def dump(name: str, content: dict) -> None:
-        (GOLDEN / f"{name}.json").write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
+        (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
     dump("plans", {name: resolved(name) for name in commands()})
     with tempfile.TemporaryDirectory() as folder:

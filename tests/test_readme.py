@@ -1,31 +1,37 @@
 """What the README and the documents beside it show works as typed."""
 
+import argparse
 import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from command_cases import st3_train
 
-from st3.train import main
+from st3.cli import VERBS
 
 README = Path(__file__).parents[1] / "README.md"
 DOCUMENTS = [README, *sorted(README.parent.glob("docs/*.md"))]
+ELSEWHERE = "-sc", "hydra/launcher"  # in a shell, on Slurm
 
 
 def blocks(language: str, path: Path = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def commands() -> list[str]:
+def commands(pattern: str) -> list[str]:
+    """What follows `pattern` in the shell commands that are shown."""
     text = "\n".join(block for path in DOCUMENTS for block in blocks("bash", path))
-    lines = [line.split("  #")[0].strip() for line in text.replace("\\\n", " ").splitlines()]
-    elsewhere = "-sc", "hydra/launcher"  # in a shell, on Slurm
-    return [
-        line
-        for line in lines
-        if line.startswith("st3-train ") and "=" in line and not any(each in line for each in elsewhere)
-    ]
+    lines = (" ".join(line.split("  #")[0].split()) for line in text.replace("\\\n", " ").splitlines())
+    found = (re.search(rf"(?:^|\s|\"){pattern} ([^\"]+)", line) for line in lines)
+    return list(dict.fromkeys(match[1] for match in found if match))
 
 
+TRAININGS = [words for words in commands(r"(?:st3-train|-m st3\.train)") if "=" in words]
+
+
+@pytest.mark.slow
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (block,) = blocks("python")
@@ -34,8 +40,9 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     assert abs(zeros - 0.9 * total) <= 1
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_compose_and_plan(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [words for words in TRAININGS if not any(each in words for each in ELSEWHERE)])
+def test_trainings_compose_and_plan(command, tmp_path, monkeypatch):
     # A dry run of each, with a folder of two classes for DIR.
     for split in ("train", "val"):
         for label in ("a", "b"):
@@ -44,6 +51,20 @@ def test_commands_compose_and_plan(command, tmp_path, monkeypatch, capsys):
             for number in range(128):
                 (folder / f"{number}.jpg").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", [*command.split(), "dry_run=true"])
-    main()
-    assert "prunable weights" in capsys.readouterr().out
+    answer = st3_train(*shlex.split(command), "dry_run=true")
+    assert (answer.code, answer.err) == (0, "")
+    assert "prunable weights" in answer.out
+
+
+@pytest.mark.parametrize("command", commands("st3"))
+def test_other_verbs_know_their_options(command):
+    verb, *rest = shlex.split(command)
+    parser = argparse.ArgumentParser(verb, exit_on_error=False)
+    import_module(VERBS[verb]).add_arguments(parser)
+    parser.parse_intermixed_args(rest)
+
+
+def test_the_commands_are_found():
+    assert len(TRAININGS) > 8
+    assert any("recipe=imagenet_resnet50 dataset.root=DIR" in words for words in TRAININGS)
+    assert commands("st3")

@@ -1,24 +1,81 @@
-"""The recipes of single methods: what each changes in the recipe that it inherits from, and nothing else."""
+"""What the recipes say against what was published; what a method's recipe changes in the one that it inherits from."""
 
-import functools
 import math
-import sys
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
+from config_cases import CONFIGS, load
 
-from st3.build import make_model, make_optimizer, make_plan, make_sparsifier, read_facts
-from st3.config import Config, load_config
-from st3.measure import layer_macs
+from st3.compose import compose_config
+from st3.config import Config
+from st3.data import dataset_facts
+from st3.durations import Duration
+from st3.sketch import make_plan
 from st3.sparsify import METHODS, AlternatingPhases, Constant, PolynomialRamp
-from st3.train import config_path, main
+from st3.training.plan import Plan
 
-FOLDER = Path(config_path(), "recipe")
+FOLDER = CONFIGS / "recipe"
+BASES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/*.yaml"))
-CIFAR, IMAGENET = 351, 2502  # optimizer steps of an epoch of the inherited recipes
+
+
+def plan_of(config: Config) -> Plan:
+    return make_plan(config, dataset_facts(config.dataset))
+
+
+# Those of the paper ---------------------------------------------------------------------------------------------------
+
+IMAGENET = {
+    "epochs": 100, "batch": 512, "steps": 2502, "ramp": (5, 50), "lr": 0.2, "momentum": 0.875, "decay": 5e-5,
+    "smoothing": 0.1, "val": 0, "classes": 1000, "augment": "random_resized_crop", "size": 224, "dropout": None,
+}  # fmt: skip
+CIFAR = {
+    "epochs": 160, "batch": 128, "steps": 351, "ramp": (5, 80), "lr": 0.1, "momentum": 0.9, "decay": 1e-4,
+    "smoothing": 0, "val": 5000, "classes": 10, "augment": "crop_flip", "size": 32, "dropout": None,
+}  # fmt: skip
+PUBLISHED = {
+    "imagenet_resnet50": IMAGENET | {"model": "resnet50"},
+    "imagenet_mobilenet_v1": IMAGENET | {"model": "mobilenet_v1"},
+    "cifar10_resnet20": CIFAR | {"model": "resnet20"},
+    "cifar10_vgg16": CIFAR | {"model": "vgg16_bn"},
+    "cifar100_wrn34_2": CIFAR | {"model": "wrn34_2", "dropout": 0.2, "classes": 100},
+}
+
+
+def test_every_recipe_is_checked_here():
+    assert sorted(PUBLISHED) == BASES
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_a_recipe_resolves_to_the_published_settings(recipe):
+    want, config = PUBLISHED[recipe], load(f"recipe={recipe}")
+    facts, plan, per_epoch = dataset_facts(config.dataset), plan_of(config), want["steps"]
+    assert (config.model.name, config.model.dropout) == (want["model"], want["dropout"])
+    assert (config.dataset.augment, config.dataset.image_size) == (want["augment"], want["size"])
+    assert (config.method, config.schedule.power) == (METHODS["st3"](), 3)
+    assert (facts.classes, facts.val_images) == (want["classes"], want["val"])
+    assert (plan.epochs, config.batch_size, plan.steps_per_epoch) == (want["epochs"], want["batch"], per_epoch)
+    assert (plan.sparsity.start, plan.sparsity.end) == tuple(per_epoch * epoch for epoch in want["ramp"])
+    assert (config.optimizer.name, plan.lr, config.optimizer.momentum) == ("sgd", want["lr"], want["momentum"])
+    assert (config.optimizer.nesterov, config.optimizer.weight_decay) == (False, want["decay"])
+    assert (plan.clip_norm, plan.label_smoothing) == (3.0, want["smoothing"])
+    rate = plan.lr_schedule.value
+    if recipe.startswith("cifar"):
+        assert [rate(351 * epoch) for epoch in range(160)] == pytest.approx([1] * 80 + [0.1] * 40 + [0.01] * 40)
+        assert rate(351 * 80 - 1) == 1
+    else:
+        assert rate(0) == pytest.approx(1 / (5 * 2502))
+        assert rate(5 * 2502 - 1) == 1 > rate(5 * 2502 + 1)
+        assert rate((5 * 2502 + 100 * 2502) // 2) == pytest.approx(0.5)
+        assert rate(100 * 2502 - 1) < 1e-6
+
+
+def test_the_dense_baseline_of_a_recipe_needs_one_word_only():
+    plan = plan_of(load("recipe=imagenet_resnet50", "method=dense"))
+    assert (plan.target_sparsity, plan.epochs) == (0, 100)
+
+
+# Those of other methods -----------------------------------------------------------------------------------------------
 
 ACDC = {"batch_size": 256, "optimizer.lr": 0.256, "optimizer.weight_decay": 2**-15}
 STR = {"batch_size": 256, "optimizer.lr": 0.256}
@@ -28,7 +85,7 @@ RIGL = {
     "lr_schedule.gamma": 0.1, "lr_schedule.final": None,
 }  # fmt: skip
 COSINE = {
-    "lr_schedule.name": "cosine", "lr_schedule.milestones": None, "lr_schedule.gamma": None, "lr_schedule.final": 0,
+    "lr_schedule.name": "cosine", "lr_schedule.milestones": None, "lr_schedule.gamma": None, "lr_schedule.final": 0.0,
 }  # fmt: skip
 CHANGED = {
     "cifar10_resnet20/acdc": {
@@ -44,11 +101,16 @@ CHANGED = {
     "imagenet_mobilenet_v1/acdc": ACDC,
     "imagenet_mobilenet_v1/str": STR | {"sparsity": 0.8901, "optimizer.weight_decay": 3.751757813e-5},
 }  # fmt: skip
-"""Beside method and schedule. A recipe that is not here changes nothing else."""
+"""Beside method and schedule; None: a setting that is gone. A recipe that is not here changes nothing else."""
+
+STEPS = {"cifar10_resnet20": 351, "imagenet_resnet50": 2502}
+"""Of an epoch of the inherited recipe."""
 
 
-def ramp(start: int, end: int, steps: int) -> PolynomialRamp:
-    return PolynomialRamp(final=0.95 if steps == CIFAR else 0.9, start=start * steps, end=end * steps)
+def ramp(start: float, end: float, base: str) -> PolynomialRamp:
+    """From epoch to epoch."""
+    final, steps = {"cifar10_resnet20": 0.95, "imagenet_resnet50": 0.9}[base], STEPS[base]
+    return PolynomialRamp(final=final, start=round(start * steps), end=round(end * steps))
 
 
 def phases(final: float, steps: int, *epochs: int) -> AlternatingPhases:
@@ -57,49 +119,37 @@ def phases(final: float, steps: int, *epochs: int) -> AlternatingPhases:
 
 
 SCHEDULES = {
-    "cifar10_resnet20/acdc": phases(0.95, CIFAR, 10, 20, 150, 170),
-    "cifar10_resnet20/feather": ramp(0, 80, CIFAR),
-    "cifar10_resnet20/gmp": ramp(5, 80, CIFAR),
-    "cifar10_resnet20/granet": ramp(0, 80, CIFAR),
-    "cifar10_resnet20/hard_ste": ramp(5, 80, CIFAR),
-    "cifar10_resnet20/probmask": PolynomialRamp(final=0.95, start=round(0.16 * 140 * CIFAR), end=84 * CIFAR),
+    "cifar10_resnet20/acdc": phases(0.95, 351, 10, 20, 150, 170),
+    "cifar10_resnet20/feather": ramp(0, 80, "cifar10_resnet20"),
+    "cifar10_resnet20/gmp": ramp(5, 80, "cifar10_resnet20"),
+    "cifar10_resnet20/granet": ramp(0, 80, "cifar10_resnet20"),
+    "cifar10_resnet20/hard_ste": ramp(5, 80, "cifar10_resnet20"),
+    "cifar10_resnet20/probmask": ramp(0.16 * 140, 84, "cifar10_resnet20"),
     "imagenet_resnet50/acdc": phases(0.9, 5004, 10, 5, 75, 85),
-    "imagenet_resnet50/feather": ramp(0, 50, IMAGENET),
-    "imagenet_resnet50/gmp": ramp(5, 50, IMAGENET),
-    "imagenet_resnet50/granet": ramp(0, 30, IMAGENET),
-    "imagenet_resnet50/hard_ste": ramp(5, 50, IMAGENET),
-    "imagenet_resnet50/probmask": PolynomialRamp(final=0.9, start=14 * IMAGENET, end=round(52.5 * IMAGENET)),
+    "imagenet_resnet50/feather": ramp(0, 50, "imagenet_resnet50"),
+    "imagenet_resnet50/gmp": ramp(5, 50, "imagenet_resnet50"),
+    "imagenet_resnet50/granet": ramp(0, 30, "imagenet_resnet50"),
+    "imagenet_resnet50/hard_ste": ramp(5, 50, "imagenet_resnet50"),
+    "imagenet_resnet50/probmask": ramp(14, 52.5, "imagenet_resnet50"),
     "imagenet_mobilenet_v1/acdc": phases(0.9, 5004, 10, 5, 75, 85),
 }
 """Those that are not here are sparse from the first step on."""
 
 SETTINGS = {
-    "cifar10_resnet20/gmp": {"allocation": "uniform"},
-    "cifar10_resnet20/granet": {"every": 1000, "until": 160 * CIFAR},
-    "cifar10_resnet20/probmask": {"until": 140 * CIFAR},
-    "cifar10_resnet20/rigl": {"every": 100, "until": 120 * CIFAR, "drop": 0.3},
-    "cifar10_resnet20/set": {"every": 100, "until": 120 * CIFAR, "drop": 0.3},
-    "imagenet_resnet50/gmp": {"allocation": "uniform"},
-    "imagenet_resnet50/granet": {"every": 1000, "until": 100 * IMAGENET},
-    "imagenet_resnet50/probmask": {"until": round(87.5 * IMAGENET)},
-    "imagenet_resnet50/rigl": {"every": 100, "until": 75 * 312, "drop": 0.3},
-    "imagenet_resnet50/set": {"every": 100, "until": 75 * 312, "drop": 0.3},
-    "imagenet_resnet50/str": {"threshold_init": -3200},
-    "imagenet_mobilenet_v1/str": {"threshold_init": -12800},
+    "gmp": {"allocation": "uniform", "every": 100},
+    "granet": {"every": 1000, "until": 1.0},
+    "probmask": {"until": 0.875},
+    "rigl": {"every": 100, "until": 0.75, "drop": 0.3, "allocation": "erk"},
+    "set": {"every": 100, "until": 0.75, "drop": 0.3, "allocation": "erk"},
 }
-"""What a method is given beside its defaults."""
+"""As published, whatever the defaults are: steps, or the fraction of the training."""
+THRESHOLDS = {"imagenet_resnet50/str": -3200, "imagenet_mobilenet_v1/str": -12800, "cifar10_resnet20/str": -100}
 
 
-@functools.cache
-def load(*overrides: str) -> Config:
-    with initialize_config_dir(config_path(), version_base="1.3"):
-        return load_config(compose("config", list(overrides)))
-
-
-def flat(config: Config) -> dict:
+def common(config: Config) -> dict:
     """Settings by dotted name, without those of the method and its schedule."""
     settings = {}
-    for name, value in asdict(config).items():
+    for name, value in config.plain().items():
         settings |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
     return {name: value for name, value in settings.items() if name.partition(".")[0] not in ("method", "schedule")}
 
@@ -108,43 +158,68 @@ def test_every_peer_has_a_recipe_on_both_data_sets():
     peers = METHODS.keys() - {"dense", "st3", "st3_sigma"}
     for base in ("cifar10_resnet20", "imagenet_resnet50"):
         assert {name.partition("/")[2] for name in NAMES if name.startswith(f"{base}/")} == peers
-    assert CHANGED.keys() | SCHEDULES.keys() | SETTINGS.keys() <= set(NAMES)
+    assert CHANGED.keys() | SCHEDULES.keys() | THRESHOLDS.keys() <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_its_method_and_inherits_what_it_does_not_change(name):
     base, _, method = name.partition("/")
     config = load(f"recipe={name}")
-    before, after = flat(load(f"recipe={base}")), flat(config)
-    assert {key: value for key, value in after.items() if value != before[key]} == CHANGED.get(name, {})
+    before, after = common(load(f"recipe={base}")), common(config)
+    changed = {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert changed == CHANGED.get(name, {})
 
-    facts = read_facts(config)
-    plan = make_plan(config, facts)
+    plan = plan_of(config)
     assert plan.sparsity == SCHEDULES.get(name, Constant(config.sparsity))
-    with torch.device("meta"):
-        network = make_model(config, facts)
-    macs = layer_macs(network, (3, config.dataset.image_size, config.dataset.image_size))
-    sparsifier = make_sparsifier(config, plan, network, macs).attach(make_optimizer(config, network))
-    assert sparsifier.method == replace(METHODS[method], **SETTINGS.get(name, {}))
+    assert config.method.name == method
+    for key, published in SETTINGS.get(method, {}).items():
+        value = getattr(config.method, key)
+        if isinstance(value, Duration):
+            steps = published if isinstance(published, int) else round(published * plan.total_steps)
+            value, published = value.steps(plan.length), steps
+        assert value == published, key
+    if method == "str":
+        assert config.method.threshold_init == THRESHOLDS[name]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*BASES, *CHANGED])
 def test_another_option_leaves_nothing_of_a_recipe_behind(name):
-    options = ("optimizer=adamw", "lr_schedule=one_cycle", "schedule=linear")
+    options = "optimizer=adamw", "lr_schedule=one_cycle", "schedule=linear", "model=vgg19_bn"
     config, plain = load(f"recipe={name}", *options, "sparsity=0.7", "epochs=30"), load(*options)
     decay = config.optimizer.weight_decay if name.endswith("/str") else 0.05  # it belongs to the thresholds of STR
     assert config.optimizer == replace(plain.optimizer, weight_decay=decay)
     assert (config.lr_schedule, config.schedule) == (plain.lr_schedule, plain.schedule)
+    assert replace(config.model, init="default") == plain.model  # the initialization is the recipe's
     assert (config.sparsity, config.epochs) == (0.7, 30)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("/str")])
+@pytest.mark.parametrize("recipe", ["cifar10_resnet20", "imagenet_resnet50"])
+def test_nor_does_an_option_of_the_same_variant(recipe):
+    options = "optimizer=sgd", "lr_schedule=cosine", "schedule=cubic"
+    config, plain = load(f"recipe={recipe}", *options), load(*options)
+    for group in ("optimizer", "lr_schedule", "schedule"):
+        assert getattr(config, group) == getattr(plain, group)
+
+
+def test_what_is_typed_wins_over_the_recipe_wherever_it_stands():
+    choices = ["model=vgg19_bn", "dataset=mnist", "method=st3_sigma"]
+    values = ["epochs=30", "optimizer.lr=1.5", "schedule.end=80%"]
+    recipe = "recipe=imagenet_mobilenet_v1"
+    for overrides in ([recipe, *choices, *values], [*values, *choices, recipe]):
+        config = compose_config(overrides)
+        assert (config.model.name, config.dataset.name, config.method.name) == ("vgg19_bn", "mnist", "st3_sigma")
+        assert (config.dataset.classes, config.dataset.image_size) == (10, 28)
+        assert (config.epochs, config.optimizer.lr, str(config.schedule.end)) == (30, 1.5, "80%")
+        assert (config.optimizer.momentum, config.batch_size) == (0.875, 512)
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
 def test_the_decay_alone_brings_the_thresholds_of_str_to_where_they_prune(name):
     config = load(f"recipe={name}")
 
     def final_score(config: Config) -> float:
         """s after training without a loss: SGD with momentum m multiplies it by exp(−Σ lr·decay/(1 − m))."""
-        plan = make_plan(config, read_facts(config))
+        plan = plan_of(config)
         rates = sum(plan.lr * plan.lr_schedule.value(step) for step in range(0, plan.total_steps, 100)) * 100
         exponent = rates * config.optimizer.weight_decay / (1 - config.optimizer.momentum)
         return config.method.threshold_init * math.exp(-exponent)
@@ -152,16 +227,6 @@ def test_the_decay_alone_brings_the_thresholds_of_str_to_where_they_prune(name):
     assert final_score(config) > -1  # sigmoid(-1) = 0.27 is above nearly all weights
     if name == "imagenet_resnet50/str":
         budget = load("recipe=imagenet_resnet50")
-        settings = {"weight_decay": config.optimizer.weight_decay}
-        elsewhere = replace(budget, method=config.method, optimizer=replace(budget.optimizer, **settings))
+        optimizer = replace(budget.optimizer, weight_decay=config.optimizer.weight_decay)
+        elsewhere = replace(budget, method=config.method, optimizer=optimizer)
         assert final_score(elsewhere) == pytest.approx(-35, abs=1)  # as the head of the recipe says
-
-
-def test_a_recipe_is_planned_as_typed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["st3-train", "recipe=imagenet_resnet50/rigl", "dry_run=true"])
-    main()
-    out = capsys.readouterr().out
-    assert "batch 4096 in 8 passes" in out
-    assert "sparsity   90.00% of the weights from the first step on" in out
-    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,7 @@
 """Exact zeros of every own architecture after one step, and the totals that follow from them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,8 @@ from torch import nn
 
 from st3 import Sparsifier
 from st3.measure import SparsityMeter, format_table, layer_macs, layer_table, totals
-from st3.models import build_model
+from st3.models import ModelConfig, build_model
+from st3.sparsify import LayerState
 
 
 @pytest.mark.parametrize(
@@ -23,7 +26,7 @@ from st3.models import build_model
 )
 def test_every_architecture_holds_exactly_the_scheduled_zeros(name, options, size):
     torch.manual_seed(0)
-    model = build_model(name, classes=7, image_size=size, **options)
+    model = build_model(ModelConfig(name=name, **options), classes=7, image_size=size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sparsifier = Sparsifier(model, "st3", 0.9).attach(optimizer)
     macs = layer_macs(model, (3, size, size))
@@ -72,6 +75,15 @@ def test_layers_left_dense_cost_fully_and_do_not_count_as_prunable():
     total = totals([conv, linear])
     assert (total.prunable, total.zeros, total.sparsity) == (128, 96, 0.75)
     assert (total.macs_dense, total.macs) == (288 + 128, 144 + 32)
+
+
+def test_weights_of_cross_attention_cost_the_mean_of_their_layer():
+    # Two tokens look at three: 2 + 3 + 3 positions for the three parts of [12, 4], so that no weight costs the mean.
+    state = LayerState(name="in_proj", shape=(12, 4), pruned=True, zeros=24, threshold=0.1)
+    (row,) = layer_table([state], {"in_proj": 4 * 4 * 8})
+    assert (row.macs_dense, row.macs) == (128, 64)
+    (dense,) = layer_table([replace(state, zeros=0)], {"in_proj": 4 * 4 * 8})
+    assert dense.macs == 128
 
 
 def test_before_the_first_step_nothing_is_saved():

@@ -9,11 +9,12 @@ from st3 import Sparsifier
 from st3.errors import UserError
 from st3.measure import layer_macs
 from st3.models import build_model
+from st3.sparsify.layers import weight_layers
 
 
-def sketch(name, **options) -> nn.Module:
+def sketch(name: str) -> nn.Module:
     with torch.device("meta"):
-        return build_model(name, **options)
+        return build_model(name, classes=1000)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def sketch(name, **options) -> nn.Module:
     [("resnet50", 4_089_184_256, 25_502_912), ("mobilenet_v1", 568_740_352, None)],
 )
 def test_published_counts_at_224(name, macs, prunable):
-    model = sketch(name, classes=1000)
+    model = sketch(name)
     assert sum(layer_macs(model, (3, 224, 224)).values()) == macs
     if prunable:
         assert Sparsifier(model).prunable == prunable
@@ -70,19 +71,54 @@ def test_a_layer_that_runs_twice_and_shared_weights_are_summed():
 
 
 class Attention(nn.Module):
-    """Self-attention over the image's pixels; its output projection is a Linear layer inside nn.MultiheadAttention."""
+    """The pixels of an image attend to each other, or only the first `queries` of them to all."""
 
-    def __init__(self):
+    def __init__(self, queries: int | None = None, **sizes):
         super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, **sizes)
+        self.queries = queries
 
     def forward(self, x):
-        tokens = x.flatten(2).mT
-        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        pixels, attention = x.flatten(2).mT, self.attention  # [1, pixels, channels]
+        if self.queries is None:
+            return attention(pixels, pixels, pixels)[0]
+        key, value = pixels[:, :, : attention.kdim], pixels[:, :, : attention.vdim]
+        return attention(value=value, key=key, query=pixels[:, : self.queries, :4], need_weights=False)[0]
 
 
-def test_the_output_projection_of_attention_is_counted():
-    assert layer_macs(Attention(), (4, 3, 5)) == {"attention.out_proj": 15 * 4 * 4}
+@pytest.mark.parametrize(("model", "queries"), [(Attention(), 15), (Attention(6), 6)])
+def test_attention_uses_a_third_of_its_input_projection_at_each_query_key_and_value(model, queries):
+    assert layer_macs(model, (4, 3, 5)) == {
+        "attention.in_proj": (queries + 15 + 15) * 4 * 4,
+        "attention.out_proj": queries * 4 * 4,
+    }
+
+
+def test_attention_with_keys_and_values_of_other_sizes():
+    assert layer_macs(Attention(6, kdim=7, vdim=3), (8, 3, 5)) == {
+        "attention.q_proj": 6 * 4 * 4,
+        "attention.k_proj": 15 * 4 * 7,
+        "attention.v_proj": 15 * 4 * 3,
+        "attention.out_proj": 6 * 4 * 4,
+    }
+
+
+def test_a_vision_transformer_by_hand():
+    model = sketch("vit_b_16")
+    macs = layer_macs(model, (3, 224, 224))
+    assert list(macs) == list(weight_layers(model))
+    tokens, width = 14 * 14 + 1, 768
+    names = "self_attention.in_proj", "self_attention.out_proj", "mlp.0", "mlp.3"
+    for i in range(12):
+        layer = [macs[f"encoder.layers.encoder_layer_{i}.{name}"] for name in names]
+        assert layer == [tokens * width * width * times for times in (3, 1, 4, 4)]
+    assert sum(macs.values()) == 12 * tokens * 12 * width**2 + 14 * 14 * width * 3 * 16**2 + 1000 * width
+
+
+def test_a_layer_whose_weight_is_used_without_calling_it_is_counted():
+    macs = layer_macs(sketch("swin_t"), (3, 224, 224))  # its attention works so
+    assert macs["features.1.0.attn.qkv"] == 56 * 56 * 96 * 3 * 96
+    assert min(macs.values()) > 0
 
 
 def test_the_model_is_untouched():

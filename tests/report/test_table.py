@@ -1,20 +1,18 @@
 """The shipped tables, and what the reader of a table refuses."""
 
-from pathlib import Path
-
 import pytest
 
 from st3.errors import UserError
 from st3.report.style import styles
 from st3.report.table import Published, load_table
 from st3.sparsify import METHODS
+from st3.tables.reproduce import PUBLISHED
 
-FOLDER = Path(__file__).resolve().parents[2] / "st3" / "report" / "tables"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = sorted(path.stem for path in PUBLISHED.glob("*.yaml"))
 
 
 def shipped(name):
-    return load_table(FOLDER / f"{name}.yaml")
+    return load_table(PUBLISHED / f"{name}.yaml")
 
 
 def test_the_tables_are_there():

@@ -1,15 +1,14 @@
 """From run directories to numbers, tables, plots and the page."""
 
 import csv
-import json
 import math
 import re
 
 import pytest
-import yaml
+from fake_runs import fake_layer, fake_run, fake_summary
 from PIL import Image
 
-from st3.report.formats import to_csv, to_latex, to_markdown
+from st3.report.formats import cells, to_csv, to_latex, to_markdown
 from st3.report.page import to_html
 from st3.report.plots import accuracy_over_macs, accuracy_over_sparsity, layer_sparsity, nines, training_curves
 from st3.report.results import read_results, statistic
@@ -49,52 +48,20 @@ def table():
     )
 
 
-def write_csv(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def make_run(folder, row, seed, *, top1=70.0, off=0.0, finished=True, typed=None, **changes):
-    """A run directory of ten weights in each of two layers; `off` is how far the sparsity is from its target."""
-    path = folder / f"{row.slug}-s{seed}"
-    path.mkdir(parents=True)
-    sparsity = row.sparsity + off
-    write_csv(
-        path / "layers.csv",
-        [
-            {
-                "name": name,
-                "pruned": pruned,
-                "sparsity": sparsity,
-                "macs_dense": 100,
-                "macs": round(100 * (1 - sparsity)),
-            }
-            for name, pruned in (("conv1", "False"), ("conv2", "True"))
-        ],
+def make_run(folder, row, seed, *, top1=70.0, off=0.0, typed=None, **changes):
+    """A run of two layers and four epochs; `off` is how far its sparsity is from the target."""
+    path, sparsity = folder / f"{row.slug}-s{seed}", row.sparsity + off
+    metrics = [
+        {"step": 2 * e, "sparsity": row.sparsity * e / 4, "test_top1": top1 * e / 4 if e > 1 else ""}
+        for e in range(1, 5)
+    ]
+    fake_run(
+        path,
+        fake_summary(**{"top1": top1, "sparsity": sparsity} | changes),
+        overrides=[*(typed or row.overrides), f"seed={seed}", f"run_dir={path}"],
+        layers=[fake_layer("conv1", sparsity, pruned=False), fake_layer("conv2", sparsity)],
+        metrics=metrics,
     )
-    write_csv(
-        path / "metrics.csv",
-        [
-            {"step": 2 * e, "sparsity": row.sparsity * e / 4, "test_top1": top1 * e / 4 if e > 1 else ""}
-            for e in range(1, 5)
-        ],
-    )
-    summary = {"top1": top1, "sparsity": sparsity, "target": "weights", "macs": 5_500_000, "macs_dense": 40_000_000,
-               "epochs": 4, "steps": 8, "seconds": 36.0, "model": "resnet20", "dataset": "fake",
-               "finished": finished}  # fmt: skip
-    (path / "summary.json").write_text(json.dumps(summary | changes))
-    (path / "config.yaml").write_text("epochs: 4\n")
-    (path / "overrides.yaml").write_text(yaml.safe_dump([*(typed or row.overrides), f"seed={seed}", f"run_dir={path}"]))
-    environment = {
-        "st3": "0.1.0",
-        "torch": "2",
-        "device": "x86_64",
-        "git": {"commit": "0123456789abcdef", "changed_files": 2},
-    }
-    (path / "environment.yaml").write_text(yaml.safe_dump(environment))
-    return path
 
 
 @pytest.fixture
@@ -112,7 +79,6 @@ def runs(table, tmp_path):
 
 
 def test_mean_and_sample_standard_deviation():
-    assert statistic([]) is None
     one = statistic([3.0])
     assert (one.mean, one.std, one.n) == (3.0, None, 1)
     three = statistic([1.0, 2.0, 4.0])
@@ -141,11 +107,27 @@ def test_the_dagger_marks_what_misses_its_target_by_more_than_half_a_point(off, 
     make_run(tmp_path, table.rows[2], 0)
     make_run(tmp_path, table.rows[2], 1, off=off)
     results = read_results(table, tmp_path)
-    assert results.any_missed == marked
+    assert [result.missed for result in results.measured] == [marked]
     for text in (to_markdown(results, tmp_path), to_html(results, tmp_path, {})):
         assert ("†" in text) == marked
         assert ("misses the target by more than 0.5 points" in text) == marked
     assert (r"$\dagger$" in to_latex(results)) == marked
+
+
+def test_the_double_dagger_marks_rows_whose_runs_warn(table, tmp_path):
+    few = "the masks change only 2 times: train longer"
+    _, at_80, at_90, sigma, *_ = table.rows
+    make_run(tmp_path, at_80, 0, warnings=[few])
+    make_run(tmp_path, at_90, 0, warnings=[few])
+    make_run(tmp_path, at_90, 1, warnings=[few])
+    make_run(tmp_path, sigma, 0)
+    results = read_results(table, tmp_path)
+    assert [cells(result)["method"] for result in results.measured] == ["ST-3 ‡", "ST-3 ‡", "ST-3σ"]
+    for text in (to_markdown(results, tmp_path), to_html(results, tmp_path, {}), to_latex(results)):
+        plain = text.replace(r"$\ddagger$", "‡").replace(r"\%", "%")
+        assert plain.count("‡") == 3
+        assert plain.index(f"‡ ST-3, 80 %; ST-3, 90 %: {few}.") > plain.index("ST-3 ‡")
+    assert [row["warnings"] for row in csv.DictReader(to_csv(results, tmp_path).splitlines())][1:3] == [few, few]
 
 
 def test_a_run_that_aims_at_macs_is_held_to_its_macs(table, tmp_path):
@@ -255,6 +237,7 @@ def test_the_page_needs_nothing_else(table, runs):
     assert "50 % of A_B &amp; C" in text
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_files(table, runs):
     report = runs / "report"
     write_report(table, runs)

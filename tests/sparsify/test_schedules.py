@@ -1,7 +1,10 @@
+"""Sparsity by step: both ends of every phase, and what the settings make of a length of training."""
+
 import pytest
 
 from st3 import UserError
-from st3.sparsify import AlternatingPhases, Constant, PolynomialRamp
+from st3.durations import Length
+from st3.sparsify import SCHEDULES, AlternatingPhases, Constant, PolynomialRamp
 
 
 def test_cubic_ramp_closed_form():
@@ -94,3 +97,53 @@ def test_impossible_phases_are_refused(change, message):
 def test_impossible_schedules_are_refused(make):
     with pytest.raises(UserError):
         make()
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+Ramp, Alternating = SCHEDULES["ramp"], SCHEDULES["alternating"]
+LENGTH = Length(steps_per_epoch=50, epochs=8)
+
+
+def test_the_settings_become_steps_of_the_training():
+    ramp = Ramp(start="1ep", end="50%", power=1).over(0.9, LENGTH)
+    assert ramp == PolynomialRamp(final=0.9, start=50, end=200, power=1)
+    assert SCHEDULES["constant"]().over(0.7, LENGTH) == Constant(0.7)
+    phases = Alternating(start=10, period="1ep", last_dense="75%", end="350st").over(0.8, LENGTH)
+    assert phases == AlternatingPhases(final=0.8, start=10, period=50, last_dense=300, end=350)
+
+
+def test_the_defaults_fit_into_a_training_of_any_length():
+    for steps in (1, 2, 7, 1000):
+        assert Ramp().over(0.9, Length(steps)).value(steps - 1) == 0.9
+    for steps in (20, 100, 1000):  # of phases at least one step long
+        phases = Alternating().over(0.9, Length(steps))
+        assert (phases.value(0), phases.value(steps - 1)) == (0, 0.9)
+    published = Alternating().over(0.9, Length(100))
+    assert published == AlternatingPhases(final=0.9, start=10, period=5, last_dense=75, end=85)
+
+
+def test_what_ends_with_the_training_is_at_its_target_in_the_last_projection():
+    assert Ramp(start=0, end="100%").over(0.9, LENGTH) == PolynomialRamp(final=0.9, start=0, end=399)
+    assert Ramp(start="100%", end="100%").over(0.9, LENGTH) == PolynomialRamp(final=0.9, start=399, end=399)
+    assert Alternating(end="100%").over(0.9, LENGTH).end == 399
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ramp(start="5ep", end="4ep").over(0.9, LENGTH),
+         r"schedule.end=4ep \(step 200\) comes before schedule.start=5ep \(step 250\)"),
+        (lambda: Ramp(end="9ep").over(0.9, LENGTH),
+         r"schedule.end=9ep \(step 450\) comes after the end of training \(step 400\): lower schedule.end or raise"),
+        (lambda: Ramp(power=0), "schedule.power=0 must be positive"),
+        (lambda: Ramp(start="soon"), "schedule.start=soon is no duration"),
+        (lambda: Alternating(start="80%").over(0.9, LENGTH), "schedule: the phases must follow each other"),
+        (lambda: Alternating(period="0.1%").over(0.9, LENGTH), "schedule: the phases must be at least one step long"),
+        (lambda: SCHEDULES["constant"]().over(1.0, LENGTH), r"sparsity must lie in \[0, 1\), not 1"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_refused_by_their_name(make, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)

@@ -1,3 +1,5 @@
+"""Quantiles against PyTorch's and against sorting; what ties and rounding do."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,8 @@ from st3.sparsify.thresholds import quantile, weighted_quantile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("q", [1e-4, 0.1, 0.5, 0.9, 0.98, 0.9999])
-@pytest.mark.parametrize("n", [1, 2, 3, 1000, 4097])
+@pytest.mark.parametrize("q", [1e-4, 0.5, 0.98, 0.9999])
+@pytest.mark.parametrize("n", [1, 2, 3, 1000])
 def test_quantile_is_torch_quantile(n, q, dtype):
     values = torch.randn(n, dtype=dtype).abs()
     # In float32 torch.quantile rounds the rank, too.

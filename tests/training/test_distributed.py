@@ -1,36 +1,33 @@
-"""Two processes against one: the same training, the same scores, one voice, and an end when one of them dies."""
+"""Two processes against one: the same training with every method, the same scores, one voice."""
 
-import csv
-import json
 import os
-import re
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_loop import Recorder, assert_same, data_of, make_plan, plain
+from helpers import assert_same
 from torch import nn
+from training_cases import FP32, Recorder, data_of, make_plan, plain
 
+import st3.run
 from st3 import Sparsifier
-from st3.data import build_data
+from st3.compose import compose_config
+from st3.data import DatasetConfig, build_data
+from st3.durations import Length
 from st3.errors import UserError
-from st3.sparsify import PolynomialRamp
+from st3.optim.lr_schedules import CosineSettings
+from st3.optim.optimizers import SGD
+from st3.sparsify import METHODS, AlternatingPhases, Constant, PolynomialRamp
+from st3.sparsify.methods import STR
 from st3.training.distributed import SINGLE, Processes, join, launched, leave
 from st3.training.ema import RawAverage
 from st3.training.loop import evaluate, fit, train_epoch
-from st3.training.lr_schedules import CosineLR
-from st3.training.optimizers import build_optimizer
-from st3.training.precision import Precision, pick_device
+from st3.training.machine import Machine
 from st3.training.state import TrainingState
 from st3.training.step import EagerStep
 
-FP32 = Precision("fp32", torch.device("cpu"))
 STEPS, BATCH = 20, 8
 
 
@@ -85,20 +82,32 @@ class Traces(Recorder):
         self.zeros.append(state.sparsifier.zeros())
 
 
-def trained(processes: Processes, accumulate: int) -> dict:
+RAMP = PolynomialRamp(final=0.8, start=4, end=14)
+SPARSE = Constant(0.8)
+SCHEDULES = {
+    "rigl": SPARSE, "set": SPARSE, "topkast": SPARSE, "str": SPARSE,
+    "acdc": AlternatingPhases(final=0.8, start=3, period=4, last_dense=11, end=14),
+}  # fmt: skip
+"""Of a method that does not follow the ramp."""
+
+
+def trained(processes: Processes, accumulate: int = 1, method: str = "st3") -> dict:
     """What 20 steps with everything on leave behind."""
-    ramp = PolynomialRamp(final=0.8, start=4, end=14)
+    schedule, machine = SCHEDULES.get(method, RAMP), Machine(FP32.device, "fp32", processes)
     plan = make_plan(
         epochs=1, steps_per_epoch=STEPS, batch_size=BATCH, accumulate=accumulate, log_every=1, clip_norm=0.5,
-        sparsity=ramp, target_sparsity=0.8, lr_schedule=CosineLR(total=STEPS, warmup=3), label_smoothing=0.1,
+        sparsity=schedule, target_sparsity=0.8, lr_schedule=CosineSettings(warmup=3).over(Length(STEPS)),
+        label_smoothing=0.1,
     )  # fmt: skip
     model = convolutions()
-    optimizer = build_optimizer(model, "sgd", lr=0.2, weight_decay=1e-2, momentum=0.9, nesterov=True)
-    sparsifier = Sparsifier(model, "st3", ramp).attach(optimizer)
+    forward = processes.wrap(model)
+    optimizer = SGD(lr=0.2, weight_decay=1e-2, nesterov=True).build(model)
+    settings = STR(threshold_init=-3.0) if method == "str" else method
+    sparsifier = Sparsifier(model, settings, schedule, length=STEPS).attach(optimizer)
     state = TrainingState(model, optimizer, sparsifier, FP32.scaler())
-    step = EagerStep(state, plan, FP32, processes.wrap(model), processes)
+    step = EagerStep(state, plan, machine, forward)
     traces = Traces()
-    train_epoch(state, Shard(STEPS, processes, accumulate).epoch(0), plan, FP32, step, traces, dict, processes)
+    train_epoch(state, Shard(STEPS, processes, accumulate).epoch(0), plan, machine, step, traces, dict)
     return {
         "losses": [row["train_loss"] for row in traces.rows],
         "thresholds": traces.thresholds,
@@ -111,32 +120,33 @@ def normalised(processes: Processes) -> dict:
     """Buffers of a BatchNorm that sees the images themselves, and of its average, after one epoch of `fit`."""
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 4)).double()
     plan = make_plan(epochs=1, steps_per_epoch=5, batch_size=BATCH)
-    optimizer = build_optimizer(model, "sgd", lr=0.1, weight_decay=0.0)
+    machine = Machine(FP32.device, "fp32", processes)
+    forward = processes.wrap(model)
+    optimizer = SGD(lr=0.1, weight_decay=0.0, momentum=0.0).build(model)
     sparsifier = Sparsifier(model, "st3", plan.sparsity).attach(optimizer)
     state = TrainingState(model, optimizer, sparsifier, FP32.scaler(), RawAverage(model, sparsifier, 0.9))
-    step = EagerStep(state, plan, FP32, processes.wrap(model), processes)
+    step = EagerStep(state, plan, machine, forward)
     data = data_of(Shard(5, processes), None, Shard(1, processes))
-    fit(state, data, plan, FP32, step, Recorder(), dict, processes)
+    fit(state, data, plan, machine, step, Recorder(), dict)
     average = {name: value for name, value in state.average.values.items() if name.startswith("0.running")}
     return {"model": dict(model[0].named_buffers()), "average": average}
 
 
 def fake_test_images(count: int, processes: Processes):
-    return build_data(
-        "fake", root=None, classes=6, channels=3, image_size=6, mean=[0.5] * 3, std=[0.25] * 3, augment="none",
-        val_images=0, train_images=8, test_images=count, workers=0, download=False, batch_size=8, seed=0,
-        device="cpu", eval_batch_size=8, rank=processes.rank, world_size=processes.world_size,
-    ).test  # fmt: skip
+    config = DatasetConfig(
+        name="fake", classes=6, channels=3, image_size=6, mean=[0.5] * 3, std=[0.25] * 3, train_images=8,
+        test_images=count,
+    )  # fmt: skip
+    each = {"rank": processes.rank, "world_size": processes.world_size}
+    return build_data(config, batch_size=8, seed=0, device="cpu", eval_batch_size=8, **each).test
 
 
 def scored(processes: Processes) -> dict:
     """Scores and this process's number of images, by the number of images in all."""
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6))
+    model, machine = nn.Sequential(nn.Flatten(), nn.Linear(108, 6)), Machine(FP32.device, "fp32", processes)
     loaders = {count: fake_test_images(count, processes) for count in (101, 1)}
-    return {
-        count: (evaluate(model, test.epoch(0), FP32, processes), test.num_images) for count, test in loaders.items()
-    }
+    return {count: (evaluate(model, test.epoch(0), machine), test.num_images) for count, test in loaders.items()}
 
 
 def heard(processes: Processes) -> dict:
@@ -186,6 +196,26 @@ def gathered(processes: Processes) -> dict:
     return found | {"result": result, "order": order.tolist()}
 
 
+TINY = [
+    "dataset=fake", "dataset.image_size=8", "dataset.train_images=96", "dataset.test_images=21", "dataset.classes=7",
+    "batch_size=16", "epochs=2", "sparsity=0.8", "precision=fp32", "device=cpu",
+]  # fmt: skip
+
+
+def ran(method: str, folder: Path) -> tuple[dict, dict]:
+    """A whole run of the command with a method of the registry: this process's state after it, and its summary."""
+    states = []
+
+    def watched(state, *others):
+        fit(state, *others)
+        states.append(plain(state.state_dict()))
+
+    st3.run.fit, st3.run.draw_run = watched, lambda path: None
+    config = compose_config([*TINY, f"method={method}", f"run_dir={folder / method}"])
+    summary = st3.run.run(config, [], folder)
+    return states[0], summary.plain()
+
+
 def work(rank: int, port: int, folder: str) -> None:
     """All of the above, as process `rank` of two."""
     os.environ |= together(port, rank)
@@ -194,8 +224,10 @@ def work(rank: int, port: int, folder: str) -> None:
     join(processes)
     join(processes)  # the second job of a sweep
     found = {f"trained {passes}": trained(processes, passes) for passes in (1, 2)}
+    found |= {f"trained {method}": trained(processes, 1, method) for method in METHODS}
     found |= {"normalised": normalised(processes), "scored": scored(processes), "heard": heard(processes)}
     found["gathered"] = gathered(processes)
+    found |= {f"ran {method}": ran(method, Path(folder)) for method in METHODS}
     torch.save(found, Path(folder, f"{processes.rank}.pt"))
     leave()
 
@@ -215,6 +247,7 @@ def both(tmp_path_factory) -> tuple[dict, dict]:
     return tuple(torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_as_one_with_the_whole_batch(accumulate, both):
     expected, found = trained(SINGLE, accumulate), both[0][f"trained {accumulate}"]
@@ -228,6 +261,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(accumulate, both):
     assert abs(found["zeros"][-1].sum().item() - 0.8 * (324 + 864 + 128)) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_both_processes_hold_the_same_bits(accumulate, both):
     mine, theirs = (found[f"trained {accumulate}"] for found in both)
@@ -235,6 +269,32 @@ def test_both_processes_hold_the_same_bits(accumulate, both):
     assert_same(mine, theirs)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_with_every_method_two_processes_train_as_one(method, both):
+    expected, (found, other) = trained(SINGLE, 1, method), (each[f"trained {method}"] for each in both)
+    assert_same(found, other)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
+    for kind in ("model", "optimizer", "sparsifier"):
+        torch.testing.assert_close(found["state"][kind], expected["state"][kind], rtol=1e-9, atol=1e-13)
+    assert all(torch.equal(*pair) for pair in zip(found["zeros"], expected["zeros"], strict=True))
+    assert (found["zeros"][-1].sum() > 0) == (method != "dense")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_with_any_method_ends_well_in_two_processes(method, both):
+    (mine, summary), (theirs, told) = (found[f"ran {method}"] for found in both)
+    assert_same(mine, theirs)
+    assert summary == told
+    assert (summary["finished"], summary["processes"], summary["steps"]) == (True, 2, 12)
+    if method in ("dense", "str"):  # in so few steps the thresholds of STR do not get anywhere
+        assert summary["zeros"] == 0
+    else:
+        assert summary["zeros"] == pytest.approx(0.8 * summary["prunable"], rel=1e-4)  # RigL rounds in each layer
+
+
+@pytest.mark.slow
 def test_batch_norm_statistics_are_the_mean_over_the_processes(both):
     assert_same(both[0]["normalised"], both[1]["normalised"])
     means, variances = torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
@@ -253,6 +313,7 @@ def test_batch_norm_statistics_are_the_mean_over_the_processes(both):
     assert not torch.equal(average["0.running_mean"], buffers["running_mean"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [101, 1])
 def test_scores_are_exact_over_uneven_shares(count, both):
     (expected, total), found = scored(SINGLE)[count], [result["scored"][count] for result in both]
@@ -262,6 +323,7 @@ def test_scores_are_exact_over_uneven_shares(count, both):
     assert count == 1 or 0 < expected["top1"] < 100
 
 
+@pytest.mark.slow
 def test_what_one_process_refuses_reaches_all_and_names_it(both):
     for rank, found in enumerate(result["gathered"] for result in both):
         assert found["alone"] == "process 1: no data at 1"
@@ -271,6 +333,7 @@ def test_what_one_process_refuses_reaches_all_and_names_it(both):
         assert 0 < found["order"][0] < found["order"][1]
 
 
+@pytest.mark.slow
 def test_what_the_main_process_finds_or_refuses_reaches_all(both):
     for rank, found in enumerate(both):
         assert found["heard"]["result"] == {"rank": 0, "path": Path("x")}
@@ -301,186 +364,3 @@ def test_the_environment_names_the_process(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "one")
     with pytest.raises(UserError, match=r"LOCAL_RANK=one WORLD_SIZE=8 cannot be understood"):
         launched()
-
-
-FIRST, SECOND, THIRD = (Processes(rank, rank, 3) for rank in range(3))
-
-
-@pytest.mark.parametrize(
-    ("name", "processes", "expected"),
-    [
-        ("auto", SINGLE, "cuda"),
-        ("cuda", SINGLE, "cuda"),
-        ("cuda:1", SINGLE, "cuda:1"),
-        ("auto", FIRST, "cuda:0"),
-        ("cuda", SECOND, "cuda:1"),
-        ("cuda", Processes(rank=5, local_rank=1, world_size=6), "cuda:1"),  # on the third machine
-        ("cpu", SECOND, "cpu"),
-        ("cpu", THIRD, "cpu"),
-    ],
-)
-def test_each_process_has_a_device_of_its_own(name, processes, expected, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device(name, processes) == torch.device(expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "processes", "says"),
-    [
-        ("cuda:1", FIRST, "device=cuda:1 is one device for 3 processes: use device=cuda"),
-        ("auto", THIRD, "this machine has 2 CUDA devices: torchrun --nproc-per-node="),
-        ("cuda:2", SINGLE, "device=cuda:2, but there are only 2 CUDA devices"),
-    ],
-)
-def test_a_device_that_cannot_be_had_is_refused(name, processes, says, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=re.escape(says)):
-        pick_device(name, processes)
-
-
-# The real command -----------------------------------------------------------------------------------------------------
-
-TINY = [
-    "dataset=fake", "dataset.image_size=8", "dataset.train_images=320", "dataset.test_images=41", "dataset.classes=7",
-    "batch_size=32", "epochs=10", "log_every=5", "precision=fp32", "device=cpu", "ema=0.9",
-]  # fmt: skip
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "st3.train"]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """Processes are told nothing but by torchrun or `together`."""
-    return {name: value for name, value in os.environ.items() if name not in together(0, 0)} | changes
-
-
-def wait_for(event, *processes: subprocess.Popen) -> None:
-    """Until `event()` is true, while `processes` run."""
-    deadline = time.monotonic() + 120
-    while not event():
-        assert all(process.poll() is None for process in processes), "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def lines_of(text: str, start: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith(start)]
-
-
-def torchrun(arguments: list[str], folder: Path, **changes: str) -> subprocess.CompletedProcess:
-    """Two processes of the real command."""
-    command = [*TORCHRUN, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=environment(**changes), **pipes) as agent:
-        try:
-            out, error = agent.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            agent.terminate()  # it ends the processes that it started; killed, it would leave them
-            raise
-    return subprocess.CompletedProcess(command, agent.returncode, out, error)
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A folder and what was said: six jobs under torchrun, of which only [4] can finish."""
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "taken").mkdir()
-    (folder / "taken" / "letter.txt").write_text("dear")
-    jobs = ["-m", "run_dir=taken,taken/letter.txt/below,null", "optimizer.lr=0.1,1e30"]
-    return folder, torchrun([*jobs, *TINY], folder)
-
-
-def test_what_all_processes_find_is_said_once(sweep):
-    _, answer = sweep
-    assert answer.returncode != 0
-    errors = lines_of(answer.stderr, "st3-train: error: ")
-    assert sum("run_dir=taken holds other files but no run" in line for line in errors) == 2  # jobs 0 and 1
-    assert sum("run_dir=taken/letter.txt/below cannot be created" in line for line in errors) == 2  # jobs 2 and 3
-    assert sum("the loss is " in line for line in errors) == 1  # job 5
-    assert len(errors) == 5
-    for job in range(6):
-        assert len(lines_of(answer.stdout, f"[{job}] ")) == 1
-    assert len(lines_of(answer.stdout, "precision  fp32 on cpu, 2 processes")) == 6
-    assert len(lines_of(answer.stdout, "epoch 10/10: ")) == 1
-    assert len(lines_of(answer.stdout, "top-1 ")) == 1
-
-
-def test_the_main_process_makes_the_only_run_directory(sweep):
-    folder, _ = sweep
-    assert {path.name for path in folder.iterdir()} == {"taken", "outputs"}
-    assert [path.name for path in (folder / "taken").iterdir()] == ["letter.txt"]
-    runs = sorted(path.parent.name for path in folder.rglob("config.yaml"))
-    assert [name[:2] for name in runs] == ["4-", "5-"]  # one for each job that got so far
-    summaries = list(folder.rglob("summary.json"))
-    assert len(summaries) == 1
-    summary = json.loads(summaries[0].read_text())
-    assert (summary["finished"], summary["processes"], summary["steps"]) == (True, 2, 100)
-    assert abs(summary["zeros"] - 0.9 * summary["prunable"]) <= 1
-    assert len(list(summaries[0].parent.glob("events.out.tfevents*"))) == 1
-    assert summary["top1"] * 41 / 100 == pytest.approx(round(summary["top1"] * 41 / 100))  # all 41 images count
-    with open(summaries[0].parent / "metrics.csv", newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == [str(step) for step in range(5, 101, 5)]
-
-
-def test_a_mistake_is_told_although_the_main_process_finds_it_last(tmp_path):
-    # torchrun ends the others as soon as the first process has failed.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(3)\n"
-    )
-    here = tmp_path / "here"
-    here.mkdir()
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    answer = torchrun([*TINY, "sparsity=1.5"], here, PYTHONPATH=paths)
-    assert answer.returncode != 0
-    errors = lines_of(answer.stderr, "st3-train: error: ")
-    assert len(errors) == 1
-    assert "sparsity=1.5 lies outside" in errors[0]
-    assert list(here.iterdir()) == []
-
-
-def child_of_rank(agent: int, rank: int) -> int:
-    """Process id, by what torchrun told its children."""
-    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    [found] = [pid for pid in children if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0")]
-    return int(found)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
-def test_processes_end_with_the_first_that_dies_and_continue_to_the_same_bits(sweep, tmp_path):
-    arguments, last = [*TINY, "run_dir=killed"], tmp_path / "killed" / "last.pt"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-    started = []
-    try:
-        # Under torchrun the main process dies.
-        agent = subprocess.Popen([*TORCHRUN, *arguments], env=environment(), **quiet)
-        started.append(agent)
-        wait_for(last.exists, agent)
-        pids = [child_of_rank(agent.pid, rank) for rank in (0, 1)]
-        os.kill(pids[0], signal.SIGKILL)
-        assert agent.wait(timeout=60) != 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-        # Without torchrun nobody ends the process that is left but itself.
-        before = last.stat().st_mtime_ns
-        port = free_port()
-        main, other = started[1:] = [
-            subprocess.Popen(
-                [sys.executable, "-m", "st3.train", *arguments], env=environment(**together(port, rank)), **quiet
-            )
-            for rank in (0, 1)
-        ]
-        wait_for(lambda: last.stat().st_mtime_ns != before, main, other)
-        other.send_signal(signal.SIGKILL)
-        assert main.wait(timeout=60) not in (0, None)
-    finally:
-        for process in started:
-            process.kill()
-    epochs = torch.load(last, weights_only=True)["epoch"]
-    assert 1 < epochs < 10
-
-    done = torchrun(arguments, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert lines_of(done.stdout, "continuing ") == [f"continuing killed after epoch {epochs}"]
-    [finished] = sweep[0].rglob("summary.json")
-    for read, name in ((load_file, "model.safetensors"), (torch.load, "last.pt")):
-        assert_same(plain(read(finished.parent / name)), plain(read(last.parent / name)), name)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from st3 import Sparsifier
-from st3.sparsify import METHODS, PolynomialRamp
+from st3.sparsify import ST3, Constant, PolynomialRamp
 from st3.sparsify.flat_weights import FlatWeights
 from st3.training.ema import RawAverage
 
@@ -64,7 +64,9 @@ def test_the_network_is_the_projection_of_the_average_of_the_raw_weights():
     network = average.network().state_dict()
     raw = [averaged(history[f"{layer}.weight"]) for layer in sparsifier.pruned_layers]
     expected = [torch.empty_like(w) for w in raw]
-    METHODS["st3"].project(FlatWeights.copy_of(raw), torch.tensor(0.8, dtype=torch.float64), expected)
+    ST3().start(raw, Constant(0.8), None).project(
+        FlatWeights.copy_of(raw), torch.tensor(0.8, dtype=torch.float64), expected
+    )
     for layer, projected in zip(sparsifier.pruned_layers, expected, strict=True):
         torch.testing.assert_close(network[f"{layer}.weight"].double(), projected, atol=1e-5, rtol=1e-4)
     for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var", "4.bias"):

@@ -6,39 +6,24 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_same
 from torch import nn
+from training_cases import FP32, Batches, Recorder, data_of, make_plan, plain
 
 from st3 import Sparsifier
-from st3.data import Data
+from st3.durations import Length
 from st3.errors import UserError
+from st3.optim.lr_schedules import CosineSettings
+from st3.optim.optimizers import SGD
 from st3.sparsify import Constant, PolynomialRamp
 from st3.sparsify.methods import STR
 from st3.training.ema import RawAverage
 from st3.training.loop import evaluate, fit, train_epoch
-from st3.training.lr_schedules import ConstantLR, CosineLR
-from st3.training.optimizers import build_optimizer
-from st3.training.plan import Plan
-from st3.training.precision import Precision
+from st3.training.machine import Machine
 from st3.training.state import TrainingState
 from st3.training.step import EagerStep
 
-FP32 = Precision("fp32", torch.device("cpu"))
-
-
-class Batches:
-    """A loader of `count` random batches [size, 6] in 3 classes, other ones each epoch."""
-
-    def __init__(self, count=4, size=8, dtype=torch.float32, device="cpu"):
-        self.count, self.size, self.dtype, self.device = count, size, dtype, device
-        self.asked = []
-
-    def epoch(self, epoch):
-        self.asked.append(epoch)
-        generator = torch.Generator().manual_seed(epoch)
-        for _ in range(self.count):
-            inputs = torch.randn(self.size, 6, generator=generator, dtype=self.dtype)
-            labels = torch.randint(3, (self.size,), generator=generator)
-            yield inputs.to(self.device), labels.to(self.device)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class Fixed:
@@ -51,36 +36,6 @@ class Fixed:
         return iter(self.pairs)
 
 
-class Recorder:
-    def __init__(self):
-        self.steps, self.rows, self.evaluations, self.checkpoints = 0, [], [], []
-
-    def progress(self):
-        self.steps += 1
-
-    def row(self, state, row):
-        self.rows.append({"step": state.step, **row})
-
-    def evaluation(self, state, is_best):
-        self.evaluations.append((copy.deepcopy(state.scores), is_best))
-
-    def checkpoint(self, state):
-        self.checkpoints.append(copy.deepcopy(state.state_dict()))
-
-
-def data_of(train, val, test) -> Data:
-    return Data(train, val, test, classes=("a", "b", "c"))
-
-
-def make_plan(**changes) -> Plan:
-    settings = {
-        "epochs": 3, "steps_per_epoch": 4, "batch_size": 8, "accumulate": 1, "lr": 0.2, "lr_schedule": ConstantLR(),
-        "sparsity": Constant(0.5), "target_sparsity": 0.5, "label_smoothing": 0.0, "clip_norm": None, "seed": 0,
-        "eval_every": 1, "log_every": 2,
-    }  # fmt: skip
-    return Plan(**settings | changes)
-
-
 def network(dtype=torch.float32, dropout=0.0) -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Dropout(dropout), nn.Linear(10, 3)).to(dtype)
@@ -88,26 +43,26 @@ def network(dtype=torch.float32, dropout=0.0) -> nn.Module:
 
 def make_state(plan, model=None, ema=None, momentum=0.9, weight_decay=1e-3) -> TrainingState:
     model = model or network()
-    optimizer = build_optimizer(model, "sgd", lr=plan.lr, weight_decay=weight_decay, momentum=momentum, nesterov=False)
+    optimizer = SGD(lr=plan.lr, weight_decay=weight_decay, momentum=momentum).build(model)
     sparsifier = Sparsifier(model, "st3" if plan.target_sparsity else "dense", plan.sparsity).attach(optimizer)
     average = RawAverage(model, sparsifier, ema) if ema else None
     return TrainingState(model, optimizer, sparsifier, FP32.scaler(), average)
 
 
-def stepper(state, plan, precision=FP32) -> EagerStep:
-    return EagerStep(state, plan, precision, state.model)
+def stepper(state, plan, machine=FP32) -> EagerStep:
+    return EagerStep(state, plan, machine, state.model)
 
 
-def train(state, plan, batches, recorder=None, precision=FP32) -> None:
+def train(state, plan, batches, recorder=None, machine=FP32) -> None:
     """One epoch."""
-    step = stepper(state, plan, precision)
-    train_epoch(state, batches, plan, precision, step, recorder or Recorder(), dict)
+    step = stepper(state, plan, machine)
+    train_epoch(state, batches, plan, machine, step, recorder or Recorder(), dict)
 
 
-def run(state, plan, data=None, recorder=None, precision=FP32) -> Recorder:
+def run(state, plan, data=None, recorder=None, machine=FP32, measure=dict) -> Recorder:
     recorder = recorder or Recorder()
     data = data or data_of(Batches(plan.steps_per_epoch), None, Batches(1))
-    fit(state, data, plan, precision, stepper(state, plan, precision), recorder, dict)
+    fit(state, data, plan, machine, stepper(state, plan, machine), recorder, measure)
     return recorder
 
 
@@ -142,7 +97,7 @@ def by_hand(model, batches, rates, smoothing=0.0, clip=None, momentum=0.9, weigh
     ids=["plain", "label smoothing", "clipping"],
 )
 def test_an_epoch_equals_sgd_by_hand(changes, smoothing, clip):
-    schedule = CosineLR(total=4, warmup=2)
+    schedule = CosineSettings(warmup=2).over(Length(4))
     plan = make_plan(**DENSE, **changes, lr_schedule=schedule, log_every=1)
     model, other = network(torch.float64), network(torch.float64)
     recorder = Recorder()
@@ -184,10 +139,10 @@ def test_accumulated_passes_equal_the_whole_batch(clip_norm):
 
 def test_bf16_stays_near_float32_and_keeps_float32_weights():
     states = []
-    for precision in (FP32, Precision("bf16", torch.device("cpu"))):
+    for machine in (FP32, Machine(CPU, "bf16")):
         plan = make_plan(epochs=1)
         states.append(make_state(plan))
-        run(states[-1], plan, precision=precision)
+        run(states[-1], plan, machine=machine)
     for a, b in zip(states[0].model.parameters(), states[1].model.parameters(), strict=True):
         assert b.dtype == torch.float32
         assert not torch.equal(a, b)
@@ -200,9 +155,7 @@ def test_bf16_stays_near_float32_and_keeps_float32_weights():
 def test_a_row_every_log_every_steps_and_at_each_epochs_end_without_gaps():
     plan = make_plan(steps_per_epoch=5, epochs=2, log_every=3)
     state = make_state(plan)
-    recorder = Recorder()
-    data = data_of(Batches(5), None, Batches(1))
-    fit(state, data, plan, FP32, stepper(state, plan), recorder, lambda: {"seen": state.step})
+    recorder = run(state, plan, measure=lambda: {"seen": state.step})
     assert [row["step"] for row in recorder.rows] == [3, 5, 6, 9, 10]
     assert [row["seen"] for row in recorder.rows] == [3, 5, 6, 9, 10]
     assert recorder.steps == state.step == 10
@@ -368,34 +321,11 @@ class StopsAfter(Recorder):
             raise StopError
 
 
-def plain(value):
-    """Nested state without what wall time decides."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if not str(k).endswith("seconds")}
-    return value
-
-
-def assert_same(a, b, path="state"):
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{path}[{i}]")
-    else:
-        assert a == b, path
-
-
 def test_the_best_network_of_a_method_that_goes_its_own_way_is_as_sparse_as_asked():
     plan = make_plan(epochs=2, sparsity=Constant(0.5), target_sparsity=0.5)
     for start, sparse in ((-20.0, False), (2.0, True)):  # thresholds of 2e-9 and 0.88
         model = network()
-        optimizer = build_optimizer(model, "sgd", lr=1e-3, weight_decay=0.0)
+        optimizer = SGD(lr=1e-3, weight_decay=0.0, momentum=0.0).build(model)
         sparsifier = Sparsifier(model, STR(threshold_init=start), plan.sparsity).attach(optimizer)
         state = TrainingState(model, optimizer, sparsifier, FP32.scaler())
         run(state, plan)
@@ -418,7 +348,13 @@ def test_a_checkpoint_does_not_decide_how_the_optimizer_computes():
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_an_interrupted_run_continues_as_if_it_had_not_been(after, ema, tmp_path):
     ramp = PolynomialRamp(final=0.6, start=5, end=10)  # interrupted before, in and after the ramp
-    plan = make_plan(epochs=4, sparsity=ramp, target_sparsity=0.6, clip_norm=1.0, lr_schedule=CosineLR(total=16))
+    plan = make_plan(
+        epochs=4,
+        sparsity=ramp,
+        target_sparsity=0.6,
+        clip_norm=1.0,
+        lr_schedule=CosineSettings(warmup=0).over(Length(16)),
+    )
 
     def fresh():
         return make_state(plan, network(dropout=0.3), ema=ema)
@@ -476,13 +412,13 @@ def test_every_epoch_asks_the_loader_for_its_own_order():
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
 def test_mixed_precision_on_cuda_is_as_sparse_and_near_float32(name):
     states = []
-    for precision in (Precision("fp32", torch.device("cuda")), Precision(name, torch.device("cuda"))):
+    for machine in (Machine(CUDA), Machine(CUDA, name)):
         plan = make_plan(epochs=2, clip_norm=1.0)
         state = make_state(plan, network().cuda())
-        state.scaler = precision.scaler()
-        if name == "fp16" and precision.name == "fp16":
+        state.scaler = machine.scaler()
+        if name == "fp16" and machine.precision == "fp16":
             state.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)  # no step is skipped
-        run(state, plan, data_of(Batches(4, device="cuda"), None, Batches(1, device="cuda")), precision=precision)
+        run(state, plan, data_of(Batches(4, device="cuda"), None, Batches(1, device="cuda")), machine=machine)
         states.append(state)
     full, mixed = states
     assert abs(int(mixed.sparsifier.zeros().sum()) - 0.5 * mixed.sparsifier.prunable) <= 1
@@ -496,11 +432,10 @@ def test_mixed_precision_on_cuda_is_as_sparse_and_near_float32(name):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_that_the_scaler_skips_moves_no_weight():
     plan = make_plan(epochs=1, steps_per_epoch=1)
-    precision = Precision("fp16", torch.device("cuda"))
     state = make_state(plan, network().cuda())
     state.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)  # overflows
     before = copy.deepcopy(state.model.state_dict())
-    train(state, plan, Batches(1, device="cuda").epoch(0), precision=precision)
+    train(state, plan, Batches(1, device="cuda").epoch(0), machine=Machine(CUDA, "fp16"))
     assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
     assert state.scaler.get_scale() < 2.0**40
 

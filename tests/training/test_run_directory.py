@@ -1,315 +1,157 @@
-import copy
+"""The files of a run: which folders are taken, what is written, and what is said of damage when it is read."""
+
 import csv
 import json
-import time
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
+from safetensors.torch import load_file
+from training_cases import SUMMARY
 
-from st3 import Sparsifier
 from st3.errors import UserError
 from st3.measure import LayerRow
-from st3.training.precision import Precision
-from st3.training.run_directory import METRICS, RunDirectory, RunRecorder, environment
-from st3.training.state import TrainingState
+from st3.training.run_directory import METRICS, RunDirectory
 
-CPU = torch.device("cpu")
-CONFIG = {
-    "model": {"name": "resnet20", "depth": None},
-    "dataset": {"root": None, "workers": 0, "download": False, "mean": [0.5, 0.25], "augment": "none"},
-    "schedule": {"start": "0", "end": "50%"},
-    "optimizer": {"lr": 1e-05},
-    "sparsity": 0.9,
-    "device": "auto",
-    "log_every": 50,
-    "compile": "auto",
-    "run_dir": None,
-    "dry_run": False,
-}
+CONFIG = {"model": {"name": "resnet20", "depth": None}, "method": {"include": ["*"]}, "sparsity": 0.9, "run_dir": None}
 
 
-def changed(**settings) -> dict:
-    """CONFIG with `group__key=value` or `key=value` changed."""
-    config = copy.deepcopy(CONFIG)
-    for name, value in settings.items():
-        group, _, key = name.rpartition("__")
-        (config[group] if group else config)[key] = value
-    return config
-
-
-def started(path, config=CONFIG) -> RunDirectory:
+def started(path) -> RunDirectory:
     directory = RunDirectory(path)
-    directory.check(config)
-    directory.start(config, ["sparsity=0.9"], {"st3": "0"})
+    directory.check()
+    directory.start(CONFIG, ["sparsity=0.9"], {"st3": "0", "git": None})
     return directory
 
 
-# What may be continued ------------------------------------------------------------------------------------------------
+# Which folders are taken ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_written_before_start(tmp_path):
+def test_nothing_is_written_before_start_and_nothing_is_there_to_read(tmp_path):
     directory = RunDirectory(tmp_path / "a" / "run")
-    directory.check(CONFIG)
-    assert directory.finished() is None
-    assert directory.checkpoint() is None
+    directory.check()
+    assert (directory.config(), directory.summary(), directory.finished()) == (None, None, None)
+    assert (directory.has_checkpoint(), directory.checkpoint()) == (False, None)
+    assert (directory.overrides(), directory.environment(), directory.metrics()) == ([], {}, [])
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_folder_is_taken(tmp_path):
+def test_an_empty_folder_is_taken_and_says_what_runs_in_it(tmp_path):
     started(tmp_path)
-    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml")) == CONFIG
-    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "overrides.yaml")) == ["sparsity=0.9"]
-    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "environment.yaml")) == {"st3": "0"}
+    again = RunDirectory(tmp_path)
+    again.check()
+    assert again.config() == CONFIG
+    assert again.overrides() == ["sparsity=0.9"]
+    assert again.environment() == {"st3": "0", "git": None}
 
 
 def test_a_foreign_folder_and_a_file_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="other files"):
-        RunDirectory(tmp_path).check(CONFIG)
-    with pytest.raises(UserError, match="is a file"):
-        RunDirectory(tmp_path / "thesis.tex").check(CONFIG)
-    with pytest.raises(UserError, match="cannot be created"):
+    with pytest.raises(UserError, match=r"holds other files but no run: choose an empty or new folder"):
+        RunDirectory(tmp_path).check()
+    with pytest.raises(UserError, match=r"is a file: choose a folder"):
+        RunDirectory(tmp_path / "thesis.tex").check()
+    with pytest.raises(UserError, match=r"cannot be created \(Not a directory\): choose another"):
         RunDirectory(tmp_path / "thesis.tex" / "run").start(CONFIG, [], {})
     assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_the_same_settings_continue(tmp_path):
-    started(tmp_path)
-    RunDirectory(tmp_path).check(copy.deepcopy(CONFIG))
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"sparsity": 0.8}, r"sparsity=0\.9, not 0\.8"),
-        ({"schedule__end": "60%"}, r"schedule\.end=50%, not 60%"),
-        ({"optimizer__lr": 2e-5}, r"optimizer\.lr=1e-05, not 2e-05"),
-        ({"dataset__mean": [0.5, 0.3]}, r"dataset\.mean="),
-        ({"model__depth": 28}, r"model\.depth=None, not 28"),
-        ({"model__name": "vgg11_bn", "sparsity": 0.8}, r"model\.name=resnet20, not vgg11_bn"),
-        ({"ema": 0.99}, r"ema=None, not 0\.99"),
-    ],
-)
-def test_other_settings_are_refused_and_the_first_is_named(tmp_path, settings, named):
-    started(tmp_path)
-    with pytest.raises(UserError, match=f"{named}.*another run_dir"):
-        RunDirectory(tmp_path).check(changed(**settings))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"device": "cuda"},
-        {"log_every": 7},
-        {"compile": "on"},
-        {"run_dir": "elsewhere"},
-        {"dataset__root": "/data"},
-        {"dataset__workers": 3},
-        {"dataset__download": True},
-    ],
-)
-def test_where_and_how_it_runs_may_change(tmp_path, settings):
-    started(tmp_path)
-    RunDirectory(tmp_path).check(changed(**settings))
-
-
-@pytest.mark.parametrize("content", [{"finished": False, "top1": 1.5}, {"finished": True, "top1": 1.5}])
-def test_finished_says_the_summary(tmp_path, content):
-    (tmp_path / "summary.json").write_text(json.dumps(content))
-    assert RunDirectory(tmp_path).finished() == (content if content["finished"] else None)
-
-
-# The recorder ---------------------------------------------------------------------------------------------------------
-
-LAYERS = [LayerRow("fc", "3×4", 12, True, 6, 0.5, 0.25, 12, 6), LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 9, 9)]
-
-
-def make_state(step=0) -> TrainingState:
-    model = nn.Linear(4, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparsifier = Sparsifier(model, "st3", 0.5).attach(optimizer)
-    state = TrainingState(model, optimizer, sparsifier, Precision("fp32", CPU).scaler())
-    state.step = step
-    return state
-
-
-def recorder_of(directory, state) -> RunRecorder:
-    return RunRecorder(
-        directory, state, total_steps=8, epochs=2, layer_rows=lambda: LAYERS, summary=lambda: {"steps": state.step}
-    )
-
-
-def row(step, loss=None) -> dict:
-    sparse = {"sparsity_scheduled": 0.5, "sparsity": 0.5, "threshold": 0.25, "macs": 6}
-    return {"train_loss": step / 8 if loss is None else loss, "lr": 0.1, **sparse, "images_per_second": 1000.0}
-
-
-def play(recorder, state, steps, evaluate_at=(), val=False, loss=None) -> None:
-    """What the loop tells a recorder: a row at each of `steps`, an evaluation and checkpoint at some."""
-    for step in steps:
-        state.step, state.epoch = step, (step - 1) // 4
-        recorder.progress()
-        recorder.row(state, row(step, loss))
-        if step in evaluate_at:
-            state.epoch += 1
-            state.scores = {"epoch": state.epoch, "test_top1": 10.0 + step, "test_top5": 50.0}
-            state.scores |= {"val_top1": 20.0 + step, "val_top5": 60.0} if val else {}
-            recorder.evaluation(state, is_best=step == 4)
-            recorder.checkpoint(state)
-
-
-def read_metrics(path) -> list[dict]:
-    with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def read_events(path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(path))
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-@pytest.mark.parametrize("val", [False, True])
-def test_rows_columns_and_tags(tmp_path, val):
-    directory, state = started(tmp_path), make_state()
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [2, 4, 6, 8], evaluate_at=[4, 8], val=val)
-    recorder.close()
-
-    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
-    assert header.split(",") == list(METRICS)
-    rows = read_metrics(tmp_path)
-    assert [(r["epoch"], r["step"]) for r in rows] == [("1", "2"), ("1", "4"), ("2", "6"), ("2", "8")]
-    assert [r["test_top1"] for r in rows] == ["", "14.0", "", "18.0"]
-    assert [r["val_top1"] for r in rows] == (["", "24.0", "", "28.0"] if val else [""] * 4)
-
-    events = read_events(tmp_path)
-    absent = set() if val else {"val_top1", "val_top5"}
-    assert events.keys() == set(METRICS) - {"epoch", "step"} - absent
-    assert events["train_loss"] == [(2, 0.25), (4, 0.5), (6, 0.75), (8, 1.0)]
-    assert events["test_top1"] == [(4, 14.0), (8, 18.0)]
-
-
-def test_an_evaluation_and_a_checkpoint_leave_their_files(tmp_path, capsys):
-    directory, state = started(tmp_path), make_state()
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [2, 4], evaluate_at=[4], val=True)
-    recorder.close()
-
-    with open(tmp_path / "layers.csv", newline="", encoding="utf-8") as file:
-        layers = list(csv.DictReader(file))
-    assert [(r["name"], r["shape"], r["pruned"], r["zeros"]) for r in layers] == [
-        ("fc", "3×4", "True", "6"),
-        ("conv", "1×1", "False", "0"),
-    ]
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 4, "finished": False}
-    line = capsys.readouterr().out
-    assert "epoch 1/2" in line
-    assert "val top-1 24.00 %" in line
-    assert "test top-1 14.00 %" in line
-
-
-def test_a_checkpoint_is_resumed_whole(tmp_path):
-    directory, state = started(tmp_path), make_state()
-    recorder = recorder_of(directory, state)
-    state.model(torch.ones(1, 4)).sum().backward()
-    state.optimizer.step()
-    play(recorder, state, [2, 4], evaluate_at=[4])
-    recorder.close()
-    other = make_state()
-    other.load_state_dict(RunDirectory(tmp_path).checkpoint())
-    assert (other.epoch, other.step, other.scores) == (1, 4, state.scores)
-    assert torch.equal(other.model.weight, state.model.weight)
-    assert torch.equal(other.sparsifier.raw_weights()[""], state.sparsifier.raw_weights()[""])
-
-
-def test_a_checkpoint_without_a_gradient_scaler_is_resumed_with_one(tmp_path):
-    directory, state = started(tmp_path), make_state()  # as on a CPU, where precision=auto is fp32
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [4], evaluate_at=[4])
-    recorder.close()
-    other = make_state()
-    other.scaler = torch.amp.GradScaler("cpu", enabled=True)  # as on a GPU without bf16, where it is fp16
-    other.load_state_dict(directory.checkpoint())
-    assert other.step == 4
-
-
-def test_the_best_network_is_kept_with_its_scores(tmp_path):
-    directory, state = started(tmp_path), make_state()
-    recorder = recorder_of(directory, state)
-    state.best = {"chosen_on": "test", "epoch": 1, "test_top1": 14.0, "test_top5": 50.0}
-    weight = state.model.weight.detach().clone()
-    play(recorder, state, [4], evaluate_at=[4])
-    with torch.no_grad():
-        state.model.weight.add_(1)
-    play(recorder, state, [8], evaluate_at=[8])  # not the best
-    recorder.close()
-    best = torch.load(tmp_path / "best.pt", weights_only=True)
-    assert torch.equal(best["model"]["weight"], weight)
-    assert best["test_top1"] == 14.0
-
-
-def test_a_continued_run_drops_the_rows_after_its_checkpoint(tmp_path):
-    directory, state = started(tmp_path), make_state()
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [2, 4, 6], evaluate_at=[4], loss=1.0)  # interrupted in the second epoch
-    recorder.close()
-    assert [r["step"] for r in read_metrics(tmp_path)] == ["2", "4", "6"]
-
-    state = make_state(step=4)
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [5, 6, 8], evaluate_at=[8], loss=2.0)
-    recorder.close()
-    rows = read_metrics(tmp_path)
-    assert [(r["step"], r["train_loss"]) for r in rows] == [
-        ("2", "1.0"), ("4", "1.0"), ("5", "2.0"), ("6", "2.0"), ("8", "2.0"),
-    ]  # fmt: skip
-    assert [r["test_top1"] for r in rows] == ["", "14.0", "", "", "18.0"]
-    assert read_events(tmp_path)["train_loss"] == [(2, 1.0), (4, 1.0), (5, 2.0), (6, 2.0), (8, 2.0)]
-
-
-def test_a_run_interrupted_before_its_first_checkpoint_starts_its_curves_anew(tmp_path):
-    directory, state = started(tmp_path), make_state()
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [1, 2, 3], loss=1.0)
-    recorder.close()
-    time.sleep(1.1)  # files of events are ordered by the second in their names
-    state = make_state()
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [2, 4], loss=2.0)
-    recorder.close()
-    assert [(r["step"], r["train_loss"]) for r in read_metrics(tmp_path)] == [("2", "2.0"), ("4", "2.0")]
-    assert read_events(tmp_path)["train_loss"] == [(2, 2.0), (4, 2.0)]
-
-
-def test_a_row_torn_by_a_crash_does_not_stop_the_next_sitting(tmp_path):
-    directory, state = started(tmp_path), make_state()
-    recorder = recorder_of(directory, state)
-    play(recorder, state, [2, 4], loss=1.0)
-    recorder.close()
-    path = tmp_path / "metrics.csv"
-    path.write_text(path.read_text() + "2,")
-    recorder = recorder_of(directory, make_state(step=4))
-    recorder.close()
-    assert [r["step"] for r in read_metrics(tmp_path)] == ["2", "4"]
-
-
-def test_the_environment_is_plain_data():
-    found = environment(CPU, "1.2")
-    assert found["st3"] == "1.2"
-    assert found["torch"] == torch.__version__
-    assert found["cuda"] is None
-    assert json.loads(json.dumps(found)) == found
 
 
 def test_fresh_folders_are_never_shared(tmp_path):
     paths = []
     for _ in range(3):
         directory = RunDirectory(tmp_path / "outputs" / "run", fresh=True)
-        directory.check(changed(sparsity=0.5))
+        directory.check()
+        assert (directory.config(), directory.finished(), directory.checkpoint()) == (None, None, None)
         directory.start(CONFIG, [], {})
         paths.append(directory.path.name)
+        assert directory.config() == CONFIG
     assert paths == ["run", "run-2", "run-3"]
+
+
+# What is written and read ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_summary_says_whether_the_run_is_complete(tmp_path, finished):
+    directory = started(tmp_path)
+    directory.write_summary(summary := SUMMARY(finished=finished))
+    assert directory.summary() == summary
+    assert directory.finished() == (summary if finished else None)
+
+
+def test_networks_and_checkpoints_come_back(tmp_path):
+    directory, state = started(tmp_path), {"epoch": 3, "model": {"w": torch.randn(3, 2)}}
+    directory.write_checkpoint(state)
+    assert directory.has_checkpoint()
+    found = directory.checkpoint()
+    assert found["epoch"] == 3
+    assert torch.equal(found["model"]["w"], state["model"]["w"])
+    directory.write_best(state["model"])
+    assert torch.equal(torch.load(tmp_path / "best.pt", weights_only=True)["w"], state["model"]["w"])
+    directory.write_network(state["model"], {"model": "mlp"})
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["w"], state["model"]["w"])
+
+
+def test_layers_have_a_row_each(tmp_path):
+    directory = started(tmp_path)
+    fc = LayerRow("fc", "3×4", 12, True, 6, 0.5, 0.25, 12, 6)
+    directory.write_layers([fc, LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 9, 9)])
+    first, second = directory.layers()
+    assert first == {
+        "name": "fc", "shape": "3×4", "params": "12", "pruned": "True", "zeros": "6", "sparsity": "0.5",
+        "threshold": "0.25", "macs_dense": "12", "macs": "6",
+    }  # fmt: skip
+    assert (second["name"], second["pruned"]) == ("conv", "False")
+
+
+def test_metrics_are_kept_up_to_a_step_and_a_row_that_is_cut_off_is_left_out(tmp_path):
+    directory = started(tmp_path)
+    path = directory.keep_metrics(0)
+    with open(path, "a", newline="") as file:
+        rows = csv.DictWriter(file, METRICS)
+        rows.writerows({"epoch": 1, "step": step, "train_loss": 0.5} for step in (2, 4, 6))
+        file.write("1,")
+    assert [row["step"] for row in directory.metrics()] == ["2", "4", "6"]
+    assert directory.keep_metrics(4) == path
+    assert [row["step"] for row in directory.metrics()] == ["2", "4"]
+    assert path.read_text().splitlines()[0] == ",".join(METRICS)
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("config.yaml", RunDirectory.config), ("overrides.yaml", RunDirectory.overrides),
+     ("environment.yaml", RunDirectory.environment)],
+)  # fmt: skip
+@pytest.mark.parametrize("content", ["a: [", "7", "\0", "b\xff"], ids=["cut off", "number", "zeros", "bytes"])
+def test_a_damaged_yaml_file_is_named(tmp_path, name, read, content):
+    started(tmp_path)
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        read(RunDirectory(tmp_path))
+    message = str(caught.value)
+    assert message.startswith(f"cannot read {tmp_path / name}")
+    assert "\n" not in message
+    assert "choose another run_dir" in message
+
+
+def test_a_list_in_the_place_of_settings_is_damage_too(tmp_path):
+    started(tmp_path)
+    (tmp_path / "config.yaml").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"cannot read .*config\.yaml"):
+        RunDirectory(tmp_path).config()
+
+
+def test_a_damaged_summary_or_checkpoint_is_named(tmp_path):
+    directory = started(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"top1": 50})[:-1])
+    with pytest.raises(UserError, match=r"summary\.json is damaged .*: delete it"):
+        directory.finished()
+    (tmp_path / "last.pt").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"cannot read .*last\.pt"):
+        directory.checkpoint()
+
+
+def test_missing_layers_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*layers\.csv"):
+        started(tmp_path).layers()

@@ -1,54 +1,49 @@
-"""From configuration to steps and objects."""
+"""From a configuration to steps, shapes and costs, and how steps are executed; nothing is computed."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
+from config_cases import load
 from torch import nn
 
-from st3.build import (
-    Execution,
-    Facts,
-    choose_execution,
-    make_data,
-    make_method,
-    make_model,
-    make_optimizer,
-    make_plan,
-    make_sparsifier,
-    read_facts,
-)
-from st3.config import (
-    Config,
-    DatasetConfig,
-    LRScheduleConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-)
+from st3.config import Config, Selection
+from st3.data import DatasetConfig, Facts, build_data, dataset_facts
 from st3.errors import UserError
 from st3.measure import layer_macs
+from st3.models import ModelConfig
+from st3.optim.lr_schedules import ConstantSettings
+from st3.optim.optimizers import SGD, AdamW
+from st3.sketch import Execution, choose_execution, make_plan, make_sparsifier, sketch
+from st3.sparsify import METHODS, ST3, Dense
+from st3.sparsify.methods import GMP, RigL
+from st3.sparsify.schedules import AlternatingSettings, RampSettings
+from st3.sparsify.schedules import ConstantSettings as Always
 from st3.training.distributed import SINGLE, Processes
-from st3.training.precision import Precision
+from st3.training.machine import Machine
 
 FACTS = Facts(classes=10, train_images=1000, val_images=0, test_images=100)
+MACS = 1024 * (27 * 16 + 6 * 9 * 16 * 16) + 10 * 64  # ResNet-20 on 32×32 pixels: stem, first stage, classifier
+for channels, positions in ((32, 256), (64, 64)):  # a first convolution and a shortcut with half as many inputs
+    MACS += positions * channels**2 * (5 * 9 + (9 + 1) // 2)
 
 
 def fake_dataset(**changes) -> DatasetConfig:
     facts = {"classes": 10, "channels": 1, "image_size": 16, "mean": [0.5], "std": [0.5]}
+    facts |= {"train_images": 1000, "test_images": 100}
     return DatasetConfig(name="fake", **facts | changes)
 
 
-def make_config(*, start="0", end="50%", power=3.0, lr_schedule=None, **changes) -> Config:
+def make_config(*, start="0", end="50%", power=3.0, **changes) -> Config:
     settings = {
         "model": ModelConfig(name="resnet20"),
         "dataset": fake_dataset(),
-        "method": MethodConfig(name="st3"),
+        "method": ST3(),
         "sparsity": 0.9,
-        "schedule": ScheduleConfig(name="ramp", start=start, end=end, power=power),
-        "optimizer": OptimizerConfig(name="sgd", lr=0.1, weight_decay=1e-4, momentum=0.9, nesterov=False),
-        "lr_schedule": lr_schedule or LRScheduleConfig(name="constant"),
+        "schedule": RampSettings(start=start, end=end, power=power),
+        "optimizer": SGD(),
+        "lr_schedule": ConstantSettings(),
         "epochs": 10,
         "batch_size": 100,
     }
@@ -80,14 +75,11 @@ def test_an_epoch_is_as_many_whole_batches_as_the_images_make_however_they_are_s
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_the_loader_serves_what_the_plan_asks_for(accumulate):
-    dataset = DatasetConfig(
-        name="fake", classes=3, channels=1, image_size=8, mean=[0.5], std=[0.5], val_images=7, train_images=110,
-        test_images=5,
-    )  # fmt: skip
+    dataset = fake_dataset(classes=3, image_size=8, val_images=7, train_images=110, test_images=5)
     config = make_config(dataset=dataset, batch_size=16, accumulate=accumulate)
-    facts = read_facts(config)
+    facts = dataset_facts(dataset)
     assert facts == Facts(3, 103, 7, 5)
-    data, plan = make_data(config, torch.device("cpu")), make_plan(config, facts)
+    data, plan = build_data(dataset, batch_size=16 // accumulate, seed=0, device="cpu"), make_plan(config, facts)
     sizes = [len(labels) for _, labels in data.train.epoch(0)]
     assert set(sizes) == {16 // accumulate}
     assert len(sizes) // accumulate == plan.steps_per_epoch == 6
@@ -96,14 +88,7 @@ def test_the_loader_serves_what_the_plan_asks_for(accumulate):
 
 def test_a_batch_larger_than_the_data_is_refused():
     message = refused(make_config(batch_size=1001))
-    assert "batch_size=1001" in message
-    assert "1000 training images" in message
-
-
-def test_a_hold_out_of_everything_is_refused():
-    dataset = fake_dataset(classes=3, val_images=50, train_images=50, test_images=5)
-    with pytest.raises(UserError, match=r"dataset\.val_images=50"):
-        read_facts(make_config(dataset=dataset))
+    assert message == "batch_size=1001 is larger than the 1000 training images: lower batch_size"
 
 
 def test_settings_arrive_in_the_plan():
@@ -113,6 +98,7 @@ def test_settings_arrive_in_the_plan():
     )
     assert (plan.label_smoothing, plan.clip_norm, plan.seed, plan.eval_every) == (0.1, 2.0, 5, 3)
     assert (plan.log_every, plan.accumulate, plan.lr, plan.target_sparsity) == (7, 2, 0.1, 0.7)
+    assert (plan.epochs, plan.batch_size) == (10, 100)
 
 
 # The ramp -------------------------------------------------------------------------------------------------------------
@@ -145,140 +131,123 @@ def test_a_ramp_of_no_length_jumps(at):
 
 def test_a_ramp_that_ends_before_it_starts_is_refused():
     message = refused(make_config(start="60%", end="50%"))
-    assert "schedule.end=50% (step 50)" in message
-    assert "schedule.start=60% (step 60)" in message
+    assert message == "schedule.end=50% (step 50) comes before schedule.start=60% (step 60)"
 
 
-@pytest.mark.parametrize("end", ["10.1", "101st", "101%"])
+@pytest.mark.parametrize("end", ["10.1ep", "101st", "101%"])
 def test_a_ramp_that_ends_after_training_is_refused(end):
     message = refused(make_config(end=end))
-    assert f"schedule.end={end} (step 101)" in message
-    assert "step 100" in message
+    assert f"schedule.end={end} (step 101) comes after the end of training (step 100)" in message
 
 
-def test_a_bad_duration_names_its_setting():
-    assert "schedule.start=soon" in refused(make_config(start="soon"))
-    assert "lr_schedule.warmup=soon" in refused(
-        make_config(lr_schedule=LRScheduleConfig(name="constant", warmup="soon"))
-    )
+def test_alternating_phases_end_with_the_training_at_the_latest():
+    schedule = AlternatingSettings(start="10%", period="20%", last_dense="70%", end="100%")
+    found = values(make_plan(make_config(schedule=schedule, sparsity=0.6), FACTS))
+    assert found == [0] * 10 + [0.6] * 20 + [0] * 20 + [0.6] * 20 + [0] * 29 + [0.6]
 
 
 def test_constant_and_dense():
-    constant = make_plan(make_config(schedule=ScheduleConfig(name="constant"), sparsity=0.6), FACTS)
+    constant = make_plan(make_config(schedule=Always(), sparsity=0.6), FACTS)
     assert set(values(constant)) == {0.6}
-    dense = make_plan(make_config(method=MethodConfig(name="dense"), sparsity=0.6), FACTS)
+    dense = make_plan(make_config(method=Dense(), sparsity=0.6), FACTS)
     assert set(values(dense)) == {0.0}
     assert (constant.target_sparsity, dense.target_sparsity) == (0.6, 0.0)
 
 
-# The learning rate ----------------------------------------------------------------------------------------------------
+# Sketches -------------------------------------------------------------------------------------------------------------
 
 
-def lr_of(config) -> list[float]:
-    plan = make_plan(config, FACTS)
-    return [plan.lr_schedule.value(step) for step in range(plan.total_steps)]
+@pytest.mark.parametrize("method", METHODS)
+def test_of_any_method_a_sketch_has_shapes_and_costs_and_no_weights(method):
+    config = load(f"method={method}", "dataset=cifar10")
+    run = sketch(config)
+    assert {p.device.type for p in run.model.parameters()} == {"meta"}
+    assert run.facts == Facts(10, 50_000, 0, 10_000)
+    assert run.plan == make_plan(config, run.facts)
+    assert sum(run.macs.values()) == sum(row.macs_dense for row in run.rows) == MACS
+    assert sum(row.params for row in run.rows if row.pruned) == run.sparsifier.prunable == 270_896
+    assert not any(row.zeros for row in run.rows)
+    assert run.sparsifier.method == config.method
+    assert run.sparsifier.schedule == run.plan.sparsity
 
 
-def test_milestones_and_warm_up_in_all_units():
-    found = lr_of(
-        make_config(
-            lr_schedule=LRScheduleConfig(name="multistep", warmup="4st", milestones=["5", "75%", "90st"], gamma=0.5)
-        )
+def test_what_a_sketch_makes_has_weights_and_is_of_its_shapes():
+    run = sketch(make_config(optimizer=AdamW(lr=0.01)))
+    torch.manual_seed(1)
+    model = run.make_model()
+    assert [(n, p.shape) for n, p in model.named_parameters()] == [
+        (n, p.shape) for n, p in run.model.named_parameters()
+    ]
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    optimizer = run.make_optimizer(model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == sum(
+        p.numel() for p in model.parameters()
     )
-    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert found[4:] == [1.0] * 46 + [0.5] * 25 + [0.25] * 15 + [0.125] * 10
-
-
-@pytest.mark.parametrize("milestones", [["6", "5"], ["5", "11"], ["101%"]])
-def test_milestones_that_fall_or_lie_outside_are_refused(milestones):
-    config = make_config(lr_schedule=LRScheduleConfig(name="multistep", milestones=milestones, gamma=0.5))
-    assert "lr_schedule.milestones" in refused(config)
-
-
-@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle", "multistep"])
-def test_a_warm_up_that_fills_training_is_refused(name):
-    options = {
-        "cosine": {"final": 0.0},
-        "one_cycle": {"final": 0.0, "initial": 0.1},
-        "multistep": {"milestones": [], "gamma": 0.1},
-    }.get(name, {})
-    config = make_config(lr_schedule=LRScheduleConfig(name=name, warmup="100%", **options))
-    assert "lr_schedule.warmup=100%" in refused(config)
-
-
-def test_cosine_and_one_cycle_span_the_training():
-    cosine = lr_of(make_config(lr_schedule=LRScheduleConfig(name="cosine", final=0.1, warmup="10%")))
-    assert cosine[9] == cosine[10] == 1
-    assert cosine[55] == pytest.approx(0.55)
-    assert 0.1 < cosine[99] < 0.101
-    cycle = lr_of(make_config(lr_schedule=LRScheduleConfig(name="one_cycle", initial=0.04, final=0.01, warmup="30%")))
-    assert (cycle[0], cycle[29], cycle[99]) == pytest.approx((0.04, 1.0, 0.01))
-    assert max(cycle) == cycle[29]
-
-
-# Objects --------------------------------------------------------------------------------------------------------------
-
-
-def method_of(**settings):
-    config = make_config(method=MethodConfig(**settings))
-    return make_method(config, make_plan(config, FACTS))
-
-
-def test_durations_of_a_method_become_steps():
-    method = method_of(name="rigl", every="10st", until="50%", drop=0.2)
-    plan = make_plan(make_config(), FACTS)
-    assert (method.every, method.until, method.drop) == (10, plan.total_steps // 2, 0.2)
-
-
-def test_switches_change_the_method_and_null_keeps_it():
-    published = method_of(name="st3_sigma")
-    assert (published.shrink, published.rescale, published.gradient, published.layer_sigma) == (
-        "soft", True, "straight_through", True,
-    )  # fmt: skip
-    switched = method_of(name="st3_sigma", shrink="hard", rescale=False, gradient="masked")
-    assert (switched.shrink, switched.rescale, switched.gradient, switched.layer_sigma) == (
-        "hard", False, "masked", True,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("switch", ["shrink", "gradient"])
-def test_an_unknown_switch_is_refused_by_its_name(switch):
-    with pytest.raises(UserError, match=f"method.{switch}=firm"):
-        method_of(name="st3", **{switch: "firm"})
+    sparsifier = run.make_sparsifier(model)
+    assert sparsifier.pruned_layers == run.sparsifier.pruned_layers
+    sparsifier.attach(optimizer)  # it is not yet
 
 
 def test_the_model_takes_its_sizes_from_the_data():
-    dataset = fake_dataset()
+    run = sketch(make_config(dataset=fake_dataset(classes=7, channels=3, mean=[0.5] * 3, std=[0.5] * 3)))
+    assert run.model(torch.empty(2, 3, 16, 16, device="meta")).shape == (2, 7)
+
+
+def test_a_vision_transformer_takes_the_size_of_the_images_and_all_its_projections_are_pruned():
+    run = sketch(load("model.name=vit_b_16", "dataset=cifar10", "dataset.image_size=32"))
     with torch.device("meta"):
-        model = make_model(make_config(dataset=dataset, model=ModelConfig(name="resnet20")), FACTS)
-        assert model(torch.empty(2, 1, 16, 16)).shape == (2, 10)
+        expected = torchvision.models.vit_b_16(num_classes=10, image_size=32)
+    assert sum(p.numel() for p in run.model.parameters()) == sum(p.numel() for p in expected.parameters())
+    matrices = sum(p.numel() for name, p in expected.named_parameters() if p.ndim > 1 and "token" not in name)
+    assert run.sparsifier.prunable == matrices - expected.encoder.pos_embedding.numel()
+    assert sum(name.endswith(".in_proj") for name in run.sparsifier.pruned_layers) == 12
 
 
-def test_the_optimizer_holds_every_parameter_with_its_settings():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    config = make_config(optimizer=OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.3, betas=[0.8, 0.9], eps=1e-6))
-    optimizer = make_optimizer(config, model)
-    assert isinstance(optimizer, torch.optim.AdamW)
-    assert optimizer.defaults["betas"] == (0.8, 0.9)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+def test_what_cannot_be_fitted_together_is_named():
+    with pytest.raises(UserError, match=r"^dataset\.val_images=50"):
+        sketch(make_config(dataset=fake_dataset(classes=3, val_images=50, train_images=50, test_images=5)))
+    with pytest.raises(UserError, match=r"^method\.include: no Conv2d or Linear layer is named like 'foo\*'$"):
+        sketch(make_config(selection=Selection(include=["foo*"])))
+    with pytest.raises(UserError, match=r"^method\.every=0 must be at least one optimizer step$"):
+        sketch(make_config(method=GMP(every="0")))
+    with pytest.raises(UserError, match=r"follows no ramp: schedule=constant$"):
+        sketch(make_config(method=RigL()))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"st3", "st3_sigma", "hard_ste", "dense"}))
+def test_most_methods_count_weights_only(method):
+    schedule = {"constant": Always(), "acdc": AlternatingSettings()}.get(METHODS[method].follows, RampSettings())
+    with pytest.raises(
+        UserError, match=r"^method\.target=flops is for st3, st3_sigma and hard_ste: this method counts"
+    ):
+        sketch(make_config(method=METHODS[method](), schedule=schedule, selection=Selection(target="flops")))
 
 
 def test_the_sparsifier_prunes_what_is_chosen_and_counts_what_is_asked():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5))
     macs = layer_macs(model, (1, 8, 8))
-    config = make_config(
-        method=MethodConfig(name="st3", include=["*"], exclude=["0"], target="flops"),
-        schedule=ScheduleConfig(name="constant"),
-        sparsity=0.5,
-    )
+    config = make_config(selection=Selection(exclude=["0"], target="flops"), schedule=Always(), sparsity=0.5)
     sparsifier = make_sparsifier(config, make_plan(config, FACTS), model, macs)
     assert sparsifier.pruned_layers == ["1", "3"]
-    optimizer = make_optimizer(config, model)
+    optimizer = config.optimizer.build(model)
     sparsifier.attach(optimizer)
     model(torch.randn(2, 1, 8, 8)).sum().backward()
     optimizer.step()
     removed = 16 * int((model[1].weight == 0).sum()) + int((model[3].weight == 0).sum())
     assert removed == pytest.approx(0.5 * (macs["1"] + macs["3"]), abs=16)
+
+
+def test_intervals_of_a_method_are_fractions_of_the_training():
+    def updates(epochs: int, **settings) -> list[int]:
+        config = make_config(method=RigL(**settings), schedule=Always(), epochs=epochs)
+        return make_sparsifier(config, make_plan(config, FACTS), network, {}).mask_updates()
+
+    network = nn.Linear(8, 8)
+    assert updates(10) == list(range(1, 75))
+    assert updates(100) == list(range(10, 750, 10))
+    assert updates(10, every="1ep", until="55st") == [10, 20, 30, 40, 50]
+    assert updates(1) == list(range(1, 8))  # 1 % is less than a step
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -301,21 +270,22 @@ def test_processes_share_the_batch_and_leave_the_plan_as_it_is(accumulate):
     config = make_config(batch_size=96, accumulate=accumulate)
     assert make_plan(config, FACTS, Processes(1, 1, 4)) == make_plan(config, FACTS)
     dataset = fake_dataset(image_size=8, train_images=200, test_images=4)
-    config = make_config(batch_size=96, accumulate=accumulate, dataset=dataset)
-    data = make_data(config, torch.device("cpu"), 1, 4)
+    data = build_data(dataset, batch_size=96 // accumulate, seed=0, device="cpu", rank=1, world_size=4)
     assert {len(labels) for _, labels in data.train.epoch(0)} == {96 // accumulate // 4}
 
 
 # How steps are executed -----------------------------------------------------------------------------------------------
 
 CPU, GPU, TWO = torch.device("cpu"), torch.device("cuda"), Processes(0, 0, 2)
-SMALL, BIG = 40_000_000, 4_000_000_000  # of ResNet-20 on 32 pixels and of ResNet-50 on 224
+SMALL, BIG = 40_000_000, 4_000_000_000  # MACs of ResNet-20 on 32 pixels and of ResNet-50 on 224
+SKETCH = sketch(make_config())
 
 
-def execution(precision="bf16", device=GPU, processes=SINGLE, macs=SMALL, steps_differ=False, **changes) -> Execution:
+def execution(precision="bf16", device=GPU, processes=SINGLE, macs=SMALL, **changes) -> Execution:
     config = make_config(**{"batch_size": 128} | changes)
     plan = make_plan(config, Facts(10, 50_000, 0, 100), processes)
-    return choose_execution(config, plan, Precision(precision, device), processes, macs, steps_differ)
+    run = replace(SKETCH, config=config, plan=plan, macs={"layer": macs})
+    return choose_execution(run, Machine(device, precision, processes))
 
 
 def test_images_are_decoded_on_a_gpu_only_where_there_is_one():
@@ -361,13 +331,6 @@ def test_when_steps_are_captured(setting, device, precision, processes, macs, ca
 def test_capture_that_cannot_be_is_refused(device, precision, processes, because):
     with pytest.raises(UserError, match=rf"^capture=on is not possible \(.*{because}.*\): use capture=auto$"):
         execution(precision, device, processes, capture="on")
-
-
-def test_a_method_whose_steps_all_differ_is_not_captured():
-    method = replace(make_config().method, name="probmask")
-    assert execution(steps_differ=True, method=method).because == "probmask decides on the host in every step"
-    with pytest.raises(UserError, match=r"^capture=on is not possible \(probmask decides"):
-        execution(steps_differ=True, method=method, capture="on")
 
 
 def test_what_keeps_the_device_busy_is_one_pass():

@@ -1,0 +1,51 @@
+"""Run directories as they look after training, made without any."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from st3.measure import LayerRow
+from st3.training.run_directory import METRICS, RunDirectory
+from st3.training.summary import Summary
+
+ENVIRONMENT = {
+    "st3": "0.1.0",
+    "torch": "2",
+    "device": "x86_64",
+    "git": {"commit": "0123456789abcdef", "changed_files": 2},
+}
+
+
+def fake_summary(**changes: Any) -> Summary:
+    figures: dict[str, Any] = {
+        "top1": 50.0, "top5": 90.0, "sparsity_target": 0.8, "target": "weights", "sparsity": 0.8, "zeros": 80_000,
+        "prunable": 100_000, "macs_dense": 40_000_000, "macs": 5_500_000, "epochs": 4, "steps": 8, "seconds": 36.0,
+        "warmup_seconds": 0.0, "data_seconds": 0.0, "peak_memory_bytes": 0, "processes": 1, "method": "st3",
+        "model": "resnet20", "dataset": "fake", "seed": 0, "run_dir": "", "st3": "0.1.0", "finished": True,
+    }  # fmt: skip
+    return Summary(**figures | changes)
+
+
+def fake_layer(name: str, sparsity: float, pruned: bool = True) -> LayerRow:
+    """Ten weights with ten MACs each."""
+    zeros, macs = round(10 * sparsity), round(100 * (1 - sparsity))
+    return LayerRow(name, "1×10", 10, pruned, zeros, sparsity, threshold=0.1, macs_dense=100, macs=macs)
+
+
+def fake_run(
+    path: Path,
+    summary: Summary,
+    *,
+    config: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    layers: Sequence[LayerRow] = (),
+    metrics: Sequence[Mapping[str, Any]] = (),
+) -> RunDirectory:
+    directory = RunDirectory(path)
+    directory.start(config or {"epochs": summary.epochs}, overrides, ENVIRONMENT)
+    directory.write_layers(layers)
+    with open(directory.keep_metrics(0), "a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, METRICS).writerows(metrics)
+    directory.write_summary(summary)
+    return directory

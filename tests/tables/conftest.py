@@ -1,0 +1,1 @@
+from table_cases import here, stub  # noqa: F401

@@ -1,0 +1,97 @@
+"""What a variant's dataclass does with the values that it is given."""
+
+import math
+from dataclasses import FrozenInstanceError, dataclass
+from typing import ClassVar, Literal
+
+import pytest
+
+from st3 import UserError
+from st3.durations import Duration, Length
+from st3.settings import Settings, hints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven(Settings):
+    """One field of each kind."""
+
+    group: ClassVar[str] = "oven"
+    name: ClassVar[str] = "gas"
+
+    bake: Duration = Duration(50, "%")
+    turns: tuple[Duration, ...] = (Duration(1, "ep"), Duration(2, "ep"))
+    trays: tuple[int, ...] = (1, 2)
+    heat: Literal["above", "below"] = "above"
+    degrees: float = 180.0
+    fan: float | None = None
+
+    def validate(self):
+        self.check(self.degrees < 300, "degrees", "burns: 200 is enough")
+
+
+LENGTH = Length(steps_per_epoch=10, epochs=6)
+
+
+@pytest.mark.parametrize(("given", "steps"), [("10%", 6), ("2ep", 20), ("2", 20), ("7st", 7), (7, 7), (0, 0)])
+def test_a_duration_is_text_or_a_number_of_steps(given, steps):
+    assert Oven(bake=given).steps("bake", LENGTH) == steps
+    assert Oven(bake=given) == Oven(bake=Oven(bake=given).bake)
+    turns = Oven(turns=[given, "1ep"]).turns
+    assert [turn.steps(LENGTH) for turn in turns] == [steps, 10]
+
+
+def test_lists_become_tuples_so_that_settings_can_be_compared_and_hashed():
+    oven = Oven(trays=[3, 4], turns=[])
+    assert oven.trays == (3, 4)
+    assert hash(oven) == hash(Oven(trays=(3, 4), turns=()))
+
+
+def test_settings_stay_as_they_are():
+    with pytest.raises(FrozenInstanceError):
+        Oven().heat = "below"
+
+
+def test_what_is_repeated_takes_at_least_a_step_however_short_the_training():
+    assert Oven(bake="1%").interval("bake", LENGTH) == 1
+    assert Oven(bake="25%").interval("bake", LENGTH) == 15
+    assert Oven(bake=3).interval("bake", None) == 3
+
+
+def test_hints_are_the_fields_and_nothing_else():
+    assert list(hints(Oven)) == ["bake", "turns", "trays", "heat", "degrees", "fan"]
+    assert hints(Oven)["bake"] is Duration
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Oven(bake="long"), "oven.bake=long is no duration: write 5ep (epochs), 200st (steps) or 50% (of"),
+        (lambda: Oven(turns=["1ep", "-2ep"]), "oven.turns=-2ep is no duration"),
+        (lambda: Oven(heat="around"), "oven.heat=around is not known: choose above or below"),
+        (lambda: Oven(degrees=300.5), "oven.degrees=300.5 burns: 200 is enough"),
+        (lambda: Oven(bake="0").interval("bake", LENGTH), "oven.bake=0 must be at least one optimizer step"),
+        (lambda: Oven(bake="5%").steps("bake", None), "oven.bake=5% depends on the length of the training"),
+        (lambda: Oven(bake="5%").interval("bake", None), "oven.bake=5% depends on the length of the training"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(make, message):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("check", "fine", "wrong", "message"),
+    [
+        ("check_fraction", (0.0, 0.5, 1.0), (-0.1, 1.1, math.nan), r"lies outside \[0, 1\]"),
+        ("check_not_negative", (0.0, 7.0), (-1e-9, math.nan), "must not be negative"),
+        ("check_positive", (1e-9, 7.0), (0.0, -1.0, math.nan), "must be positive"),
+    ],
+)
+def test_bounds_of_numbers(check, fine, wrong, message):
+    for value in fine:
+        getattr(Oven(fan=value), check)("fan")
+    for value in wrong:
+        with pytest.raises(UserError, match=f"oven.fan={value:g} {message}"):
+            getattr(Oven(fan=value), check)("fan")

@@ -1,0 +1,49 @@
+import json
+
+import pytest
+from training_cases import SUMMARY
+
+from st3.errors import UserError
+from st3.training.checkpoints import save_json
+from st3.training.summary import Summary
+
+
+def test_it_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "summary.json"
+    for summary in (
+        SUMMARY(),
+        SUMMARY(val_top1=45.5, val_top5=80.0, mask_updates=12, warnings=["the masks change only once"]),
+        SUMMARY(best={"chosen_on": "val", "epoch": 2}, finished=True),
+    ):
+        save_json(path, summary.plain())
+        assert Summary.read(path) == summary
+
+
+def test_there_is_no_word_of_a_validation_that_was_not():
+    assert not {"val_top1", "val_top5"} & SUMMARY().plain().keys()
+    assert SUMMARY(val_top1=1.0, val_top5=5.0).plain()["val_top5"] == 5.0
+    assert SUMMARY().plain()["mask_updates"] is None  # which means something
+
+
+def test_a_summary_of_an_earlier_or_later_version_is_read(tmp_path):
+    path, content = tmp_path / "summary.json", SUMMARY(finished=True).plain()
+    for added_later in ("mask_updates", "warnings"):
+        del content[added_later]
+    path.write_text(json.dumps(content | {"not_known_here": 1}))
+    assert Summary.read(path) == SUMMARY(finished=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"top1": 50.0}'])
+def test_a_damaged_one_is_named(tmp_path, content):
+    path = tmp_path / "summary.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        Summary.read(path)
+    assert str(caught.value).startswith(f"{path} is damaged (")
+    assert str(caught.value).endswith("): delete it")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_one_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json is damaged"):
+        Summary.read(tmp_path / "nowhere.json")
