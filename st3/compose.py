@@ -34,16 +34,22 @@ def compose_config(overrides: Sequence[str]) -> "Config":
         raise UserError(in_one_line(error)) from error
 
 
-def spell_out(overrides: Sequence[str]) -> list[str]:
-    """The overrides with `model.name=NAME` for `model=NAME` where configs/model has no file of that name."""
-    folder, spelled = Path(config_path(), "model"), []
-    for override in overrides:
-        names = override.removeprefix("model=").split(",") if override.startswith("model=") else []
-        known = [(folder / f"{name}.yaml").exists() for name in names]
-        if names and names != ["null"] and not any(known):  # with the plain file, which holds nothing but a name
-            spelled += ["model=resnet20", f"model.name={','.join(names)}"]
+def spell_out(words: Sequence[str]) -> list[str]:
+    """What is typed, in words that Hydra understands.
+
+    `model=NAME` for which configs/model has no file is `model.name=NAME`. In a sweep settings of a group are set by
+    force: Hydra also composes it without its choices, where a method that is not swept over has no such setting.
+    """
+    folder, spelled, sweep = Path(config_path(), "model"), [], bool({"-m", "--multirun"} & set(words))
+    for word in words:
+        names = word.removeprefix("model=").split(",") if word.startswith("model=") else []
+        if names and names != ["null"] and not any((folder / f"{name}.yaml").exists() for name in names):
+            spelled += ["model=resnet20", f"model.name={','.join(names)}"]  # its file holds nothing but a name
+            spelled += ["+model.dropout=0"] if names[0].startswith("wrn") else []
+        elif sweep and re.match(r"(method|schedule|optimizer|lr_schedule)\.\w+=", word):
+            spelled.append(f"++{word}")
         else:
-            spelled.append(override)
+            spelled.append(word)
     return spelled
 
 

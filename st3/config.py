@@ -4,7 +4,7 @@ The values are in configs/; a default here means only that a part is off or left
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -131,6 +131,7 @@ def load_config(composed: Mapping[str, Any] | DictConfig) -> Config:
 
 def _from_nodes(node: dict[str, Any]) -> Config:
     kinds = get_type_hints(Config)
+    _check_complete(Config, node)
     for key, value in node.items():
         _check(key in kinds and key != "selection", unknown_setting(key, setting_names()))
         _check(key not in _NODES or isinstance(value, dict), f"{key}={value} is not a group of settings")
@@ -149,7 +150,14 @@ def _group(cls: Any, group: str, node: dict[str, Any]) -> Any:
     kinds = get_type_hints(cls)
     for key in node:
         _check(key in kinds, unknown_setting(f"{group}.{key}", setting_names()))
+    _check_complete(cls, node, f"{group}.")
     return cls(**typed(kinds, node, group))
+
+
+def _check_complete(cls: Any, node: Mapping[str, Any], prefix: str = "") -> None:
+    for each in fields(cls):
+        optional = each.default is not MISSING or each.default_factory is not MISSING
+        _check(each.name in node or optional, f"{prefix}{each.name} is missing: give it a value")
 
 
 def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> None:

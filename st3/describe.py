@@ -74,7 +74,8 @@ def warnings_before(sketch: Sketch) -> list[str]:
     every = (
         "method.every" if any(field.name == "every" for field in fields(sketch.config.method)) else "schedule.period"
     )
-    return [f"the masks change only {_times(len(updates))}: train longer, or shorten {every}"]
+    often = f"change only {_times(len(updates))}" if updates else "never change"
+    return [f"the masks {often}: train longer, or shorten {every}"]
 
 
 def summarize(

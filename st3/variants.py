@@ -104,12 +104,12 @@ def unknown_choice(name: str, value: str, allowed: Sequence[str]) -> str:
 
 @cache
 def _owners() -> dict[str, list[str]]:
-    """Dotted name of each variant's setting, and the variants that have it."""
+    """Dotted name of each variant's setting, and what may be typed to choose one that has it."""
     owners: dict[str, list[str]] = {}
     for group, variants in VARIANTS.items():
-        for name, cls in variants.items():
+        for cls in variants.values():
             for key in hints(cls):
-                owners.setdefault(f"{group}.{key}", []).append(name)
+                owners.setdefault(f"{group}.{key}", []).append(cls.option or cls.name)
     for name, entry in OWN.items():
         for option in entry.options:
             owners.setdefault(f"model.{option}", []).append(name)

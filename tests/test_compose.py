@@ -234,13 +234,11 @@ def test_a_launcher_that_is_not_installed_is_named():
     assert in_one_line(error) == "hydra/launcher=submitit_slurm is not installed: pip install hydra-submitit-launcher"
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a traceback, where version 0.1.0 named the setting")
 @pytest.mark.parametrize("typed", ["~sparsity", "~model"])
 def test_a_setting_that_is_taken_away_is_asked_for(typed):
     assert typed[1:] in typed_wrong(typed)
 
 
-@pytest.mark.xfail(strict=True, reason="Hydra first composes a sweep without its choices: with st3")
 def test_a_setting_that_all_methods_of_a_sweep_have_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = st3_train("-m", "method=rigl,set", "method.every=7st", "dry_run=true")
@@ -248,6 +246,5 @@ def test_a_setting_that_all_methods_of_a_sweep_have_is_taken(tmp_path, monkeypat
     assert answer.out.count("every 7st") == 2
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="resnet20.yaml, from which it starts, has none")
 def test_the_dropout_of_a_wide_resnet_that_is_named_by_its_size():
     assert compose_config(["model=wrn28_10", "model.dropout=0.3"]).model.dropout == 0.3

@@ -190,7 +190,6 @@ def test_masks_that_hardly_change_are_warned_of(method, schedule, warning):
     assert not warnings_before(fake(method, schedule, sparsity=0.0))
 
 
-@pytest.mark.xfail(strict=True, reason="says: change only 0 times")
 def test_masks_that_never_change_are_warned_of_in_words():
     [warning] = warnings_before(fake(RigL(every="300st"), CONSTANT))
     assert warning == "the masks never change: train longer, or shorten method.every"

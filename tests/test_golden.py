@@ -31,10 +31,11 @@ GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
 CONFIGS = Path(config_path())
 
-TINY = (
-    "dataset=fake dataset.image_size=8 dataset.train_images=96 dataset.test_images=20 dataset.classes=7 batch_size=16 "
-    "epochs=4 log_every=3 sparsity=0.8 precision=fp32 device=cpu"
-).split()  # 24 optimizer steps
+TINY = [
+    "dataset=fake", "dataset.image_size=8", "dataset.train_images=96", "dataset.test_images=20", "dataset.classes=7",
+    "batch_size=16", "epochs=4", "log_every=3", "sparsity=0.8", "precision=fp32", "device=cpu",
+]  # fmt: skip
+"""24 optimizer steps."""
 
 METHODS = {
     "st3": "", "st3_sigma": "", "hard_ste": "", "dense": "", "gmp": "method.every=4st", "feather": "schedule.start=0",
@@ -77,9 +78,10 @@ def resolved(name: str) -> dict:
     plan, method = run.plan, config.method
     optimizer = config.optimizer.build(run.model)
     run.make_sparsifier(run.model).attach(optimizer)  # some methods have parameters of their own
+    parameters = sum(p.numel() for p in run.model.parameters())
     steps = sorted({round(plan.total_steps * i / 40) for i in range(40)} | {1, 2, 3, plan.total_steps - 1})
     return {
-        "model": [config.model.name, config.model.init, sum(p.numel() for p in run.model.parameters()), sum(run.macs.values())],
+        "model": [config.model.name, config.model.init, parameters, sum(run.macs.values())],
         "facts": asdict(run.facts),
         "length": [plan.epochs, plan.steps_per_epoch, plan.batch_size, plan.accumulate],
         "training": [plan.label_smoothing, plan.clip_norm, plan.seed, plan.eval_every, plan.log_every],
@@ -137,9 +139,17 @@ def machine() -> str:
 
 def trained(method: str, folder: Path) -> dict:
     """The weights after 24 steps of the real command on one thread."""
-    words = [sys.executable, "-m", "st3.train", *TINY, f"method={method}", *METHODS[method].split(), f"run_dir={folder}"]
+    words = [
+        sys.executable,
+        "-m",
+        "st3.train",
+        *TINY,
+        f"method={method}",
+        *METHODS[method].split(),
+        f"run_dir={folder}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    subprocess.run(words, check=True, capture_output=True, env=environment)
+    subprocess.run([sys.executable, "-m", "st3.train", *words], check=True, capture_output=True, env=environment)
     tensors = load_file(folder / "model.safetensors")
     state = torch.load(folder / "last.pt", weights_only=True)
     raw = {f"raw.{name}": weight for name, weight in state["sparsifier"]["raw"].items()}

@@ -135,7 +135,6 @@ def test_of_a_setting_of_other_variants_these_are_named():
     assert "model=wide_resnet, not of the model that is chosen" in unknown_setting("model.depth", setting_names())
 
 
-@pytest.mark.xfail(strict=True, reason="names of the code are named: ramp and alternating cannot be typed")
 def test_the_variants_that_are_named_can_be_typed():
     for key in SETTINGS:
         group = key.partition(".")[0]

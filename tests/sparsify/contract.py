@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from st3 import Sparsifier, UserError
 from st3.durations import Duration, Length
 from st3.settings import hints
-from st3.sparsify import AlternatingPhases, Method, PolynomialRamp, Schedule
+from st3.sparsify import AlternatingPhases, Constant, Method, PolynomialRamp, Schedule
 
 STEPS = 24
 RAMP = PolynomialRamp(final=0.8, start=2, end=14)  # ends between two updates
@@ -221,19 +221,18 @@ def kept_are_above_the_threshold(sparsifier: Sparsifier) -> None:
 
 
 def check_sparsity_zero_is_dense_training(method: Method) -> None:
-    """Bit for bit: at sparsity 0, and as long as the schedule is at 0."""
-    plain = smooth()
-    plain_optimizer = sgd(plain)
-    model, optimizer, _ = start(method, 0.0, length=STEPS)
-    assert train(model, optimizer, range(10)) == train(plain, plain_optimizer, range(10))
-    assert_same(list(model.state_dict().values()), list(plain.state_dict().values()))
-
-    schedule = schedule_for(method)
-    if schedule.value(0) == 0:
-        first = next(step for step in range(STEPS) if schedule.value(step))
-        model, optimizer, _ = begin(method)
-        plain = smooth()
-        assert train(model, optimizer, range(first)) == train(plain, sgd(plain), range(first))
+    """Bit for bit: at sparsity 0, and as long as the schedule is at 0. Weights that begin at zero learn, too."""
+    own = schedule_for(method)
+    until_sparse = next(step for step in range(STEPS) if own.value(step))
+    for schedule, steps in ((Constant(0.0), 10), (own, until_sparse)):
+        if not steps:
+            continue
+        model, plain = smooth(), smooth()
+        for each in (model, plain):
+            nn.init.zeros_(each[9].weight)
+        optimizer, other = sgd(model), sgd(plain)
+        Sparsifier(model, method, schedule, length=STEPS).attach(optimizer)
+        assert train(model, optimizer, range(steps)) == train(plain, other, range(steps))
         assert_same(list(model.state_dict().values()), list(plain.state_dict().values()))
 
 
@@ -323,9 +322,18 @@ def check_memory_layout_changes_nothing(method: Method) -> None:
         optimizer = sgd(model)
         sparsifier.attach(optimizer)
         runs.append((train(model, optimizer, range(STEPS), torch.float64), zeros_of(sparsifier)))
+        assert gradient_strides(model) == gradient_strides(copy.deepcopy(model))
     for losses, zeros in runs[1:]:
         assert losses == pytest.approx(runs[0][0], abs=1e-9)
         assert_same(zeros, runs[0][1])
+
+
+def gradient_strides(model: nn.Module) -> list[tuple[int, ...]]:
+    """How gradients lie in memory. A copy of the model has none of the sparsifier's hooks."""
+    model.zero_grad()
+    images, labels = batch(0, torch.float64)
+    F.cross_entropy(model(images), labels).backward()
+    return [p.grad.stride() for p in model.parameters()]
 
 
 class OneIsIdle(nn.Module):

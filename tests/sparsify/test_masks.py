@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from st3.sparsify.flat_weights import FlatWeights
-from st3.sparsify.masks import above_quantile, clear_state, drop_and_grow, flat_magnitudes, largest
+from st3.sparsify.masks import MaskPruner, above_quantile, clear_state, drop_and_grow, flat_magnitudes, largest
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -141,3 +141,11 @@ def test_an_optimizer_without_memory_has_nothing_to_clear():
         assert not optimizer.state.get(weight)
     one, _, optimizer = trained(lambda p: torch.optim.SGD(p, 0.1))
     clear_state(optimizer, one)
+
+
+def test_a_state_from_before_levels_were_kept_loads():
+    pruner = MaskPruner([torch.ones(2, 3)], for_good=True)
+    mask = largest(random(2, 3), 2)
+    pruner.load_state_dict({"masks": [mask]})
+    assert torch.equal(pruner.masks[0], mask)
+    assert pruner.level == 0

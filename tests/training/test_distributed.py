@@ -197,8 +197,8 @@ def gathered(processes: Processes) -> dict:
 
 
 TINY = [
-    "dataset=fake", "dataset.image_size=8", "dataset.train_images=96", "dataset.test_images=21", "dataset.classes=7",
-    "batch_size=16", "epochs=2", "sparsity=0.8", "precision=fp32", "device=cpu",
+    "dataset=fake", "dataset.image_size=8", "dataset.train_images=192", "dataset.test_images=21", "dataset.classes=7",
+    "batch_size=16", "epochs=1", "sparsity=0.8", "precision=fp32", "device=cpu",
 ]  # fmt: skip
 
 

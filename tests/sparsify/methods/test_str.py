@@ -115,6 +115,9 @@ def test_what_is_reached_are_the_zeros_whatever_the_schedule_says():
     assert share < 0.7  # so 0.8 is not what it came to
     assert sparsifier.reaches(share + 0.004)
     assert not sparsifier.reaches(share + 0.006)
+    model, optimizer, sparsifier = start(STR(threshold_init=-3.0), 0.1)
+    train(model, optimizer, range(10))
+    assert sparsifier.reaches(0.2)
 
 
 @pytest.mark.parametrize("schedule", [RAMP, PHASES], ids=["ramp", "phases"])
