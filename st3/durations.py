@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from st3.errors import UserError
 
+_FORMS = "write 5ep (epochs), 200st (steps) or 50% (of training)"
 _FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ep|st|%)?")
 
 
@@ -28,12 +29,16 @@ class Duration:
     amount: float
     unit: str = "st"
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.amount < float("inf") and self.unit in ("st", "ep", "%")):
+            raise ValueError(f"{self.amount}{self.unit} is no duration: {_FORMS}")
+
     @classmethod
     def parse(cls, text: str) -> "Duration":
         """Of "5" or "5ep", "200st", "50%". Raises `ValueError` for another form."""
         match = _FORM.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{text} is no duration: write 5ep (epochs), 200st (steps) or 50% (of training)")
+            raise ValueError(f"{text} is no duration: {_FORMS}")
         return cls(float(match[1]), match[2] or "ep")
 
     def __str__(self) -> str:

@@ -75,9 +75,11 @@ class Settings:
     def _duration(self, key: str, value: Any) -> Duration:
         if isinstance(value, Duration):
             return value
-        if isinstance(value, int):
-            return Duration(value)
         try:
+            if isinstance(value, int):
+                return Duration(value)
+            if not isinstance(value, str):
+                raise ValueError(f"{value} is no duration: give optimizer steps, or text as in 75%")
             return Duration.parse(value)
         except ValueError as error:
             raise UserError(f"{self.group}.{key}={error}") from None

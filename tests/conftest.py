@@ -8,6 +8,7 @@ import torch
 if not torch.cuda.is_available():  # the Triton kernels run in its interpreter then, which is chosen on import
     os.environ["TRITON_INTERPRET"] = "1"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the commands that tests start
 sys.path.insert(0, str(Path(__file__).parent))  # `from helpers import …` in every folder below
 pytest.register_assert_rewrite("helpers", "contract", "sparsify.contract")
 

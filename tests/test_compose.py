@@ -137,6 +137,7 @@ def test_any_model_of_timm_is_there_as_typed():
     any_model("timm/resnet18d", partial(timm.create_model, "resnet18d", num_classes=10))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_models_without_files_runs_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = st3_train("-m", "model=squeezenet1_0,squeezenet1_1", "dataset=cifar10", "dry_run=true")

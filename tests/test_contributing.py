@@ -63,7 +63,7 @@ def test_a_method_of_three_files_trains_from_the_command_line(copy):
 @pytest.mark.slow
 def test_a_new_method_is_held_to_the_contract_without_a_word(copy):
     tests = ["tests/sparsify/test_contract.py", "tests/sparsify/methods/test_random.py"]
-    out = run(copy, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "random", *tests)
+    out = run(copy, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "random", *tests)
     assert int(re.search(r"(\d+) passed", out)[1]) > 10
 
 

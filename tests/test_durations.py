@@ -68,3 +68,9 @@ def test_steps_need_no_length_and_others_say_that_they_do():
     for text in ("5%", "5ep"):
         with pytest.raises(UserError, match=f"^{text} depends on the length of the training"):
             Duration.parse(text).steps(None)
+
+
+@pytest.mark.parametrize(("amount", "unit"), [(5, "epochs"), (-1, "st"), (float("inf"), "%"), (float("nan"), "ep")])
+def test_an_amount_or_a_unit_that_cannot_be_is_refused(amount, unit):
+    with pytest.raises(ValueError, match="is no duration"):
+        Duration(amount, unit)

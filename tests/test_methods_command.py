@@ -74,6 +74,7 @@ def test_continued_after_any_epoch_and_loaded(method, here, monkeypatch, capsys)
         assert abs(zeros - 0.8 * summary.prunable) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "end"), [("gmp", "100%"), ("granet", "13st")])
 def test_the_target_is_met_wherever_the_ramp_ends(method, end, here, monkeypatch):
     monkeypatch.setattr(st3.run, "draw_run", lambda path: None)

@@ -9,6 +9,7 @@ import pytest
 from st3 import UserError
 from st3.durations import Duration, Length
 from st3.settings import Settings, hints
+from st3.sparsify.methods import GMP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +96,9 @@ def test_bounds_of_numbers(check, fine, wrong, message):
     for value in wrong:
         with pytest.raises(UserError, match=f"oven.fan={value:g} {message}"):
             getattr(Oven(fan=value), check)("fan")
+
+
+@pytest.mark.parametrize("value", [2.5, None, -5, "soon"])
+def test_what_is_no_duration_is_a_user_error_that_names_the_setting(value):
+    with pytest.raises(UserError, match=r"method\.every=.*is no duration"):
+        GMP(every=value)

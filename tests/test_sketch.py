@@ -17,7 +17,7 @@ from st3.optim.lr_schedules import ConstantSettings
 from st3.optim.optimizers import SGD, AdamW
 from st3.sketch import Execution, choose_execution, make_plan, make_sparsifier, sketch
 from st3.sparsify import METHODS, ST3, Dense
-from st3.sparsify.methods import GMP, RigL
+from st3.sparsify.methods import GMP, GraNet, ProbMask, RigL
 from st3.sparsify.schedules import AlternatingSettings, RampSettings
 from st3.sparsify.schedules import ConstantSettings as Always
 from st3.training.distributed import SINGLE, Processes
@@ -248,6 +248,16 @@ def test_intervals_of_a_method_are_fractions_of_the_training():
     assert updates(100) == list(range(10, 750, 10))
     assert updates(10, every="1ep", until="55st") == [10, 20, 30, 40, 50]
     assert updates(1) == list(range(1, 8))  # 1 % is less than a step
+
+
+@pytest.mark.xfail(strict=True, reason="0.1.0 refused it; the masks of ProbMask stay soft to the end")
+@pytest.mark.parametrize("method", [RigL(until="110%"), GraNet(until="110%"), ProbMask(until="110%")])
+def test_masks_that_would_settle_after_the_end_are_refused(method):
+    schedule = Always() if isinstance(method, RigL) else RampSettings()
+    with pytest.raises(
+        UserError, match=r"^method\.until=110% \(step 110\) comes after the end of training \(step 100\)"
+    ):
+        sketch(make_config(method=method, schedule=schedule))
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

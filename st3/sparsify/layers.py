@@ -1,7 +1,6 @@
 """Which parameters of a model are the weights of its layers."""
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from st3.errors import UserError
 
@@ -18,10 +17,10 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Parameter]:
     layers: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            if is_parametrized(module):
+            if not all(f"{each}_weight" in module._parameters for each in _PROJECTIONS):
                 raise UserError(f"the weights of {name} are not plain parameters: remove its parametrization first")
-            held = {f"{name}.{each}": module._parameters.get(f"{each}_weight") for each in _PROJECTIONS}
-            found = {layer: weight for layer, weight in held.items() if weight is not None}
+            held = {each: module._parameters[f"{each}_weight"] for each in _PROJECTIONS}
+            found = {f"{name}.{each}".lstrip("."): weight for each, weight in held.items() if weight is not None}
         elif isinstance(module, nn.Conv2d | nn.Linear):
             weight = module._parameters.get("weight")
             if weight is None:

@@ -210,8 +210,8 @@ class Sparsifier:
         return dict(zip(self._pruned, sparse, strict=True))
 
     def reaches(self, target: float) -> bool:
-        """Whether the network has the sparsity `target` for good: the schedule has come to it, unless the method goes
-        its own way, and the zeros are there, to half a point. Waits for the device."""
+        """Whether the network has the sparsity `target` now: the schedule has come to it, unless the method goes its
+        own way, and the zeros are there, to half a point. Waits for the device."""
         if self.sparsity < target and not self.sparsity_is_outcome:
             return False
         zeros, sizes = self.zeros(), torch.tensor([w.numel() for w in self._pruned.values()])

@@ -25,6 +25,7 @@ def test_training_batches_of_all_processes_are_those_of_one(tree, augment, world
             assert torch.equal(labels, torch.cat([part for _, part in parts]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["none", "random_resized_crop"])
 @pytest.mark.parametrize("world_size", [4, 7])
 def test_processes_evaluate_each_image_once_and_some_may_have_none(tree, augment, world_size):

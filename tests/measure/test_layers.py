@@ -13,6 +13,7 @@ from st3.models import ModelConfig, build_model
 from st3.sparsify import LayerState
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "size"),
     [

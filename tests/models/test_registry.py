@@ -18,6 +18,7 @@ OWN += ["wide_resnet", "wrn34_2", "mobilenet_v1"]
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "model").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [28, 32])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OWN)
@@ -121,6 +122,7 @@ def test_an_option_that_repeats_the_name_is_no_contradiction():
     assert parameters(model) == parameters(meta("wrn34_2", classes=10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_builds_the_model_it_is_named_after(path):
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))

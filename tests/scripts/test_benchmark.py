@@ -60,6 +60,7 @@ def test_a_table_is_printed_and_written(tmp_path, capsys):
     assert "CUDA graphs need a CUDA device" in text
 
 
+@pytest.mark.slow
 def test_a_fallback_to_slower_code_is_the_reason_of_one_contender(capsys, monkeypatch):
     project = ST3Pruner.project
 
@@ -100,6 +101,7 @@ def test_wrong_results_are_named_and_end_in_an_error(capsys, monkeypatch):
     assert end == "benchmark: error: something wrong has been computed, as said below its table"
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_after_the_round_under_way(tmp_path, capsys):
     limited = "--time-limit", "0", "--rounds", "99", "--out", str(tmp_path)
     printed, _ = command(capsys, "step", "--methods", "st3", "--modes", "eager", *limited)

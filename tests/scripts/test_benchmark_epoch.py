@@ -8,6 +8,7 @@ from st3.training.machine import Machine
 RESNET20 = 270_896
 
 
+@pytest.mark.slow
 def test_epochs_of_any_method():
     arguments = benchmark.parse(["epoch", "--quick", "--rounds", "1", "--methods", "rigl,probmask"])
     [(_, settings)] = benchmark.tables_of(arguments, torch.device("cpu"))

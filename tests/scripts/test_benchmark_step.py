@@ -91,6 +91,7 @@ def test_what_cannot_be_captured_says_why(config):
             one.build()
 
 
+@pytest.mark.slow
 def test_the_warm_up_of_another_one_alone(config, monkeypatch):
     one = contender(config, "st3")
     alone = StepContender(config, "st3", "eager", one.batch, MACHINE, Namespace(**{**vars(ARGS), "warm_up": True}))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import network
 from torch import nn
+from torch.nn.utils import prune
 
 from st3 import UserError
 from st3.sparsify import left_alone, weight_layers
@@ -93,4 +94,15 @@ def test_a_weight_that_is_no_plain_parameter_is_refused():
     model = nn.Sequential(nn.MultiheadAttention(4, 2))
     nn.utils.parametrizations.orthogonal(model[0], "in_proj_weight")
     with pytest.raises(UserError, match="the weights of 0 are not plain parameters: remove its parametrization first"):
+        weight_layers(model)
+
+
+def test_attention_as_the_whole_model_has_names_without_a_dot():
+    assert list(weight_layers(nn.MultiheadAttention(8, 2))) == ["in_proj", "out_proj"]
+
+
+def test_attention_whose_weights_are_no_parameters_is_refused_as_a_linear_is():
+    model = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2))
+    prune.identity(model[1], "in_proj_weight")
+    with pytest.raises(UserError, match="the weights of 1 are not plain parameters"):
         weight_layers(model)

@@ -135,6 +135,7 @@ def trained(here, monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_search_is_reported_and_repeated_without_training(trained, here, capsys):
     command = ["method.threshold_init=-12..-1", *TINY]
     assert search(*command) == 0
@@ -163,6 +164,7 @@ def test_a_search_is_reported_and_repeated_without_training(trained, here, capsy
     assert "\n" + capsys.readouterr().out == report
 
 
+@pytest.mark.slow
 def test_another_seed_has_its_own_trials_and_other_settings_are_refused(trained, capsys):
     command = ["method.threshold_init=-12..-1", *TINY, "--trials", "1"]
     assert [search(*command), search(*command, "seed=1"), search(*command, "optimizer.lr=0.2")] == [1, 1, 2]

@@ -170,6 +170,7 @@ def test_a_lock_of_which_nothing_is_known_is_left_alone_and_named(content, by, t
     assert starts(here) == ["dense-0-s0", "linear-80-s0"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_table(tasks, stub, here):
     (stub / "seconds").write_text("0.2")
     context = multiprocessing.get_context("fork")  # they need not import PyTorch again

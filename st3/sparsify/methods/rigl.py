@@ -75,9 +75,12 @@ class RigLPruner(MaskPruner):
             self._seed = int(torch.randint(2**31, ()))
 
     def needs_dense_gradient(self, step: int) -> bool:
-        return self.due(step, 0.0, 0.0) and self._method.growth == "gradient"
+        return self._moves(step) and self._method.growth == "gradient"
 
     def due(self, step: int, sparsity: float, level: float) -> bool:
+        return sparsity > 0 and self._moves(step)
+
+    def _moves(self, step: int) -> bool:
         return 0 < step < self._until and step % self._every == 0
 
     def before_step(self, step: int, sparsity: float, weights: Sequence[nn.Parameter], optimizer: Optimizer) -> None:

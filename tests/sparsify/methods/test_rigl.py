@@ -209,3 +209,7 @@ def test_wrong_values_are_refused_by_their_name(make, message):
     with pytest.raises(UserError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_moves_in_a_network_without_zeros():
+    assert Sparsifier(nn.Linear(4, 4), "rigl", 0.0, length=100).mask_updates() == []
