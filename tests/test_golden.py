@@ -5,19 +5,25 @@
     python tests/test_golden.py    writes them anew; the difference belongs into the commit message
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from st3.compose import config_path
+from st3.compose import compose_config, config_path
+from st3.durations import Duration
+from st3.errors import UserError
+from st3.sketch import sketch
+from st3.sparsify import Method
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +59,87 @@ def commands() -> dict[str, list[str]]:
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
             line = " ".join(line.split("  #")[0].split())
             if match := re.search(r"(?:st3-train|-m st3\.train) (.*)", line):
-                settings = [*TINY, f"method={method}", *METHODS[method].split(), f"run_dir={folder}"]
+                words = [word for word in match[1].split() if "=" in word and "hydra" not in word]
+                if words and "-sc" not in line and not re.search(r"=[^\[]*,[^\]]*$", " ".join(words)):
+                    found[" ".join(words)] = words
+    return found
+
+
+@functools.cache
+def resolved(name: str) -> dict:
+    """The plan, the method and the optimizer's groups, or the message of the refusal."""
+    try:
+        config = compose_config(commands()[name])
+        if config.dataset.name == "folder":
+            return {"refused": "reads a folder"}
+        run = sketch(config)
+    except UserError as error:
+        return {"refused": str(error)}
+    plan, method = run.plan, config.method
+    optimizer = config.optimizer.build(run.model)
+    run.make_sparsifier(run.model).attach(optimizer)  # some methods have parameters of their own
+    parameters = sum(p.numel() for p in run.model.parameters())
+    steps = sorted({round(plan.total_steps * i / 40) for i in range(40)} | {1, 2, 3, plan.total_steps - 1})
+    return {
+        "model": [config.model.name, config.model.init, parameters, sum(run.macs.values())],
+        "facts": asdict(run.facts),
+        "length": [plan.epochs, plan.steps_per_epoch, plan.batch_size, plan.accumulate],
+        "training": [plan.label_smoothing, plan.clip_norm, plan.seed, plan.eval_every, plan.log_every],
+        "rate": [plan.lr * plan.lr_schedule.value(step) for step in steps],
+        "sparsity": [plan.sparsity.value(step) for step in steps],
+        "target": plan.target_sparsity,
+        "method": [_kind(method), {f.name: _in_steps(getattr(method, f.name), plan.length) for f in fields(method)}],
+        "pruned": [len(run.sparsifier.pruned_layers), run.sparsifier.prunable],
+        "optimizer": type(optimizer).__name__,
+        "groups": [
+            {
+                "parameters": sum(p.numel() for p in group["params"]),
+                **{k: group[k] for k in ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps") if k in group},
+            }
+            for group in optimizer.param_groups
+        ],
+    }
+
+
+def _kind(method: Method) -> str:
+    """The name of the class that a method's code is in: SET is a RigL."""
+    return next(cls.__name__ for cls in type(method).__mro__ if cls.__bases__ == (Method,))
+
+
+def _in_steps(value, length):
+    return value.steps(length) if isinstance(value, Duration) else value
+
+
+def plain(value):
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+@functools.cache
+def stored(name: str) -> dict:
+    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", commands(), ids=lambda name: name or "default")
+def test_a_command_resolves_as_before(name):
+    assert plain(resolved(name)) == stored("plans")[name]
+
+
+def test_no_command_is_gone():
+    assert stored("plans").keys() == commands().keys()
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    """Where float32 training gives the same bits."""
+    return f"torch {torch.__version__.partition('+')[0]}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def trained(method: str, folder: Path) -> dict:
+    """The weights after 24 steps of the real command on one thread."""
+    settings = [*TINY, f"method={method}", *METHODS[method].split(), f"run_dir={folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "st3.train", *settings], check=True, capture_output=True, env=environment)
     tensors = load_file(folder / "model.safetensors")

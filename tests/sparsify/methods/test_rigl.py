@@ -212,4 +212,4 @@ def test_wrong_values_are_refused_by_their_name(make, message):
 
 
 def test_nothing_moves_in_a_network_without_zeros():
-    assert Sparsifier(nn.Linear(4, 4), "rigl", 0.0, length=100).mask_updates() == []
+    assert Sparsifier(torch.nn.Linear(4, 4), "rigl", 0.0, length=100).mask_updates() == []
