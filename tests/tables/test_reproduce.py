@@ -23,11 +23,13 @@ def reproduce(*words: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["ablation", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_every_row_of_every_table_can_be_run(name, here, capsys):
-    assert reproduce(name, "--dry-run") == 0
+def test_every_series_of_every_table_can_be_run(name, here, capsys):
+    """One row of those that differ in nothing but the sparsity."""
+    rows = [row for row in load_table(PUBLISHED / f"{name}.yaml").rows if row.method in sparsify.METHODS]
+    rows = list({tuple(each for each in row.overrides if "sparsity=" not in each): row for row in rows}.values())
+    assert reproduce(name, "--dry-run", "--rows", ",".join(row.slug for row in rows)) == 0
     out = capsys.readouterr().out
     commands = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
-    rows = [row for row in load_table(PUBLISHED / f"{name}.yaml").rows if row.method in sparsify.METHODS]
     assert [command[:3] for command in commands] == [["python", "-m", "st3.train"]] * len(rows)
     assert [tuple(command[3:-2]) for command in commands] == [row.overrides for row in rows]
     assert [command[-1] for command in commands] == [f"run_dir=outputs/tables/{name}/{row.slug}-s0" for row in rows]
