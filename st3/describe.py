@@ -168,7 +168,7 @@ def _listed(settings: Settings, without: Sequence[str] = ()) -> str:
 
 def _pruned(sketch: Sketch) -> str:
     rows, alone = sketch.rows, left_alone(sketch.model)
-    others = f"; {', '.join(alone)} {'stays' if len(alone) == 1 else 'stay'} as they are" if alone else ""
+    others = f"; {', '.join(alone)} {'stays as it is' if len(alone) == 1 else 'stay as they are'}" if alone else ""
     if not sketch.plan.target_sparsity:
         return f"nothing; {totals(rows).prunable:,} weights are prunable{others}"
     left = [row.name for row in rows if not row.pruned]
@@ -185,7 +185,7 @@ def _sparsity(sketch: Sketch) -> str:
         return f"an outcome of its settings, to be compared with {target} of the {what}; st3 search finds those for it"
     if isinstance(schedule, AlternatingPhases):
         return (
-            f"0 up to step {schedule.start:,}, {target} of the {what} and 0 in turn for {schedule.period:,} steps "
+            f"0 before step {schedule.start:,}, {target} of the {what} and 0 in turn for {schedule.period:,} steps "
             f"each, 0 from step {schedule.last_dense:,}, {target} from step {schedule.end:,} on"
         )
     if not isinstance(schedule, PolynomialRamp):

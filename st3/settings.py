@@ -65,6 +65,16 @@ class Settings:
         self.check(getattr(self, key).amount > 0, key, "must be at least one optimizer step")
         return max(1, self.steps(key, length))
 
+    def moment(self, key: str, length: Length | None) -> int:
+        """The step of a duration from the start. Raises `UserError` where it comes after the end of training."""
+        step = self.steps(key, length)
+        if length and step > length.steps:
+            raise UserError(
+                f"{self.group}.{key}={getattr(self, key)} (step {step}) comes after the end of training (step "
+                f"{length.steps}): lower {self.group}.{key} or raise epochs"
+            )
+        return step
+
     def steps(self, key: str, length: Length | None) -> int:
         """Optimizer steps of a duration. Raises `UserError` where it needs a length, and there is none."""
         try:

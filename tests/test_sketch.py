@@ -250,7 +250,6 @@ def test_intervals_of_a_method_are_fractions_of_the_training():
     assert updates(1) == list(range(1, 8))  # 1 % is less than a step
 
 
-@pytest.mark.xfail(strict=True, reason="0.1.0 refused it; the masks of ProbMask stay soft to the end")
 @pytest.mark.parametrize("method", [RigL(until="110%"), GraNet(until="110%"), ProbMask(until="110%")])
 def test_masks_that_would_settle_after_the_end_are_refused(method):
     schedule = Always() if isinstance(method, RigL) else RampSettings()

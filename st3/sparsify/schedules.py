@@ -129,15 +129,10 @@ class RampSettings(ScheduleSettings):
         self.check(self.power > 0, "power", "must be positive: 3 is the cubic ramp")
 
     def over(self, final: float, length: Length) -> PolynomialRamp:
-        start, end, total = self.steps("start", length), self.steps("end", length), length.steps
+        start, end, total = self.steps("start", length), self.moment("end", length), length.steps
         if end < start:
             raise UserError(
                 f"schedule.end={self.end} (step {end}) comes before schedule.start={self.start} (step {start})"
-            )
-        if end > total:
-            raise UserError(
-                f"schedule.end={self.end} (step {end}) comes after the end of training (step {total}): "
-                "lower schedule.end or raise epochs"
             )
         # The last projection is step total − 1: a ramp that ends with the training ends there.
         end = min(end, total - 1)
@@ -171,7 +166,8 @@ class AlternatingSettings(ScheduleSettings):
     """When the last sparse phase begins."""
 
     def over(self, final: float, length: Length) -> AlternatingPhases:
-        steps = {key: self.steps(key, length) for key in ("start", "period", "last_dense", "end")}
+        steps = {key: self.steps(key, length) for key in ("start", "last_dense", "end")}
+        steps["period"] = self.interval("period", length)
         steps["end"] = min(steps["end"], length.steps - 1)  # as for the ramp
         try:
             return AlternatingPhases(final=final, **steps)

@@ -139,7 +139,7 @@ def test_what_ends_with_the_training_is_at_its_target_in_the_last_projection():
         (lambda: Ramp(power=0), "schedule.power=0 must be positive"),
         (lambda: Ramp(start="soon"), "schedule.start=soon is no duration"),
         (lambda: Alternating(start="80%").over(0.9, LENGTH), "schedule: the phases must follow each other"),
-        (lambda: Alternating(period="0.1%").over(0.9, LENGTH), "schedule: the phases must be at least one step long"),
+        (lambda: Alternating(period=0).over(0.9, LENGTH), "schedule.period=0 must be at least one optimizer step"),
         (lambda: SCHEDULES["constant"]().over(1.0, LENGTH), r"sparsity must lie in \[0, 1\), not 1"),
     ],
 )  # fmt: skip

@@ -53,7 +53,7 @@ class GraNetPruner(MaskPruner):
     def __init__(self, method: GraNet, weights: Sequence[Tensor], schedule: Schedule, length: Length | None):
         super().__init__(weights, for_good=True)
         self._method, self._schedule = method, schedule
-        self._every, self._until = method.interval("every", length), method.steps("until", length)
+        self._every, self._until = method.interval("every", length), method.moment("until", length)
 
     def needs_dense_gradient(self, step: int) -> bool:
         return step > 0 and step % self._every == 0

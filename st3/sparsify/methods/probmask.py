@@ -50,7 +50,7 @@ class ProbMask(Method):
             raise UserError("this method never becomes dense again: schedule=probmask")
         if schedule.value(_FOREVER) == 0:  # dense: there is nothing to harden
             return ProbMaskPruner(self.probability_lr, _FOREVER, weights)
-        until = self.interval("until", length)
+        until = max(1, self.moment("until", length))
         if schedule.value(until - 1) != schedule.value(_FOREVER):
             raise UserError("method.until makes the mask hard before schedule.end: raise the one or lower the other")
         return ProbMaskPruner(self.probability_lr, until, weights)

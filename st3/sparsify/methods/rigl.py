@@ -64,7 +64,7 @@ class RigLPruner(MaskPruner):
     def __init__(self, method: RigL, weights: Sequence[Tensor], sparsity: float, length: Length | None):
         super().__init__(weights, for_good=True)
         self._method = method
-        self._every, self._until = method.interval("every", length), method.steps("until", length)
+        self._every, self._until = method.interval("every", length), method.moment("until", length)
         self._seed = 0  # of random growth: the same on every process, another one in every run
         if weights[0].is_meta:
             return

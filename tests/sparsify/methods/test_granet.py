@@ -125,7 +125,7 @@ def test_masks_change_at_each_interval_and_where_the_ramp_ends():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: start(GraNet(every=-1), RAMP), "method.every=-1st must be at least one optimizer step"),
+        (lambda: start(GraNet(every=-1), RAMP), "method.every=-1st is no duration"),
         (lambda: GraNet(regrow=1.5), r"method.regrow=1.5 lies outside \[0, 1\]"),
         (lambda: GraNet(regrow_final=-0.1), r"method.regrow_final=-0.1 lies outside"),
         (lambda: start(GraNet(every=4), RAMP, length=None), "method.until=100% depends on the length of the training"),
