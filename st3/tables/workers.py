@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -183,9 +183,10 @@ class _Job:
 
 def _begin(number: int, task: Task) -> "_Job | Summary | Held | str":
     """Start a run, unless it is finished, or somebody works at it, or something (the text) is wrong with it."""
-    try:
+    with suppress(UserError):  # what is wrong is asked again under the lock: somebody may be making the folder
         if summary := finished(task):
             return summary
+    try:
         lock = Lock.acquire(task.lock)
         if isinstance(lock, Held):
             return lock

@@ -170,6 +170,20 @@ def test_a_lock_of_which_nothing_is_known_is_left_alone_and_named(content, by, t
     assert starts(here) == ["dense-0-s0", "linear-80-s0"]
 
 
+def test_a_folder_that_somebody_is_making_is_left_to_them(tasks, here):
+    """Its config.yaml is not there yet, so that it does not look like a run."""
+    tasks[1].run_dir.mkdir(parents=True)
+    (tasks[1].run_dir / ".config.yaml.partial").touch()
+    lock = Lock.acquire(tasks[1].lock)
+    assert isinstance(lock, Lock)
+    outcome = run_all([tasks[1]], 1, lambda line: None)
+    lock.release()
+    assert (outcome.broken, [task for task, _ in outcome.held]) == ([], [tasks[1]])
+    [(_, wrong)] = run_all([tasks[1]], 1, lambda line: None).broken
+    assert "holds other files but no run" in wrong
+    assert not tasks[1].lock.exists()
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_table(tasks, stub, here):
     (stub / "seconds").write_text("0.2")
