@@ -15,7 +15,7 @@ from st3.data import DatasetConfig, check_options
 from st3.errors import UserError
 from st3.models import ModelConfig
 from st3.optim import LRSettings, OptimizerSettings
-from st3.sparsify import Dense, Method, ScheduleSettings
+from st3.sparsify import Dense, Method, RawStep, ScheduleSettings
 from st3.variants import VARIANTS, build, plain, typed, unknown_choice, unknown_setting
 
 
@@ -39,6 +39,8 @@ class Config:
     dataset: DatasetConfig
     method: Method
     selection: Selection = field(default_factory=Selection)
+    raw_step: RawStep = field(default_factory=RawStep)
+    """What follows the optimizer's step before the projection."""
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
     lr_schedule: LRSettings
@@ -141,7 +143,7 @@ def _from_nodes(node: dict[str, Any]) -> Config:
         dataset=_group(DatasetConfig, "dataset", node["dataset"]),
         selection=_group(Selection, "method", {key: method[key] for key in method if key in selected}),
         method=build("method", {key: method[key] for key in method if key not in selected}),
-        **{group: build(group, node[group]) for group in VARIANTS if group != "method"},
+        **{group: build(group, node[group]) for group in VARIANTS if group in node and group != "method"},
         **typed(kinds, {key: value for key, value in node.items() if key not in _NODES}),
     )
 

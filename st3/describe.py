@@ -11,7 +11,7 @@ from st3.measure import LayerRow, format_table, totals
 from st3.optim.lr_schedules import MultiStepSettings
 from st3.settings import Settings
 from st3.sketch import Execution, Sketch
-from st3.sparsify import ST3, AlternatingPhases, PolynomialRamp, left_alone
+from st3.sparsify import HAM, ST3, AlternatingPhases, PolynomialRamp, left_alone
 from st3.sparsify.methods.probmask import ProbMask
 from st3.training.machine import Machine
 from st3.training.plan import Plan
@@ -44,7 +44,8 @@ def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> s
         "steps": f"{plan.total_steps:,} optimizer steps: {plan.epochs} epochs of {plan.steps_per_epoch:,}, "
         f"batch {config.batch_size}" + (f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""),
         "optimizer": f"{config.optimizer.name}, {_listed(config.optimizer, without=('lr',))}"
-        + (f", gradient clipped to norm {plan.clip_norm:g}" if plan.clip_norm else ""),
+        + (f", gradient clipped to norm {plan.clip_norm:g}" if plan.clip_norm else "")
+        + (f", then {config.raw_step.name}: {_listed(config.raw_step)}" if isinstance(config.raw_step, HAM) else ""),
         "rate": _rate(config, plan),
         "loss": "cross-entropy" + (f", label smoothing {plan.label_smoothing:g}" if plan.label_smoothing else ""),
         "precision": f"{machine.precision} on {machine.device}"

@@ -108,7 +108,9 @@ def make_sparsifier(config: Config, plan: Plan, model: nn.Module, macs: dict[str
     """Not yet attached. Raises `UserError`, naming the setting, when nothing fits the selection."""
     chosen: dict[str, Any] = vars(config.selection)
     try:
-        return Sparsifier(model, config.method, plan.sparsity, **chosen, macs=macs, length=plan.length)
+        return Sparsifier(
+            model, config.method, plan.sparsity, **chosen, macs=macs, length=plan.length, raw_step=config.raw_step
+        )
     except UserError as error:
         raise UserError(f"method.{error}" if str(error).startswith(tuple(chosen)) else str(error)) from error
 

@@ -21,10 +21,11 @@ from st3.errors import UserError
 from st3.models.registry import OWN
 from st3.optim import LR_SCHEDULES, OPTIMIZERS
 from st3.settings import Settings, hints
-from st3.sparsify import METHODS, SCHEDULES
+from st3.sparsify import METHODS, RAW_STEPS, SCHEDULES
 
 VARIANTS: dict[str, Mapping[str, type[Settings]]] = {
     "method": METHODS,
+    "raw_step": RAW_STEPS,
     "schedule": SCHEDULES,
     "optimizer": OPTIMIZERS,
     "lr_schedule": LR_SCHEDULES,

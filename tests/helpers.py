@@ -228,9 +228,9 @@ def smallest(values: Tensor, among: Tensor, count: int) -> list[int]:
     return sorted(places, key=lambda i: numbers[i])[:count]
 
 
-def check_twin(twin: type[Naive], method: Method, schedule: Schedule) -> None:
+def check_twin(twin: type[Naive], method: Method, schedule: Schedule, **options) -> None:
     """Losses, sparse and raw weights of a training in float64 are those of the twin, with clipped gradients and not."""
-    model, optimizer, sparsifier = start(method, schedule, torch.float64)
+    model, optimizer, sparsifier = start(method, schedule, torch.float64, **options)
     naive = twin(smooth(torch.float64), method, schedule, sparsifier.state_dict()["method"])
     limits = [0.1 if step % 3 else 1e9 for step in range(STEPS)]
     for step, limit in enumerate(limits):

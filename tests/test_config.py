@@ -126,7 +126,8 @@ def test_every_setting_of_the_default_run_has_a_name():
     own = set()
     for key, value in load().plain().items():
         own |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
-    of_variants = {name for name in own if name.partition(".")[0] in ("schedule", "optimizer", "lr_schedule")}
+    groups = "schedule", "optimizer", "lr_schedule", "raw_step"
+    of_variants = {name for name in own if name.partition(".")[0] in groups}
     of_variants |= {f"method.{name}" for name in ("name", "shrink", "rescale", "gradient", "layer_sigma")}
     assert set(setting_names()) == own - of_variants
 

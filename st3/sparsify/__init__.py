@@ -3,11 +3,14 @@
 from st3.sparsify.layers import left_alone, weight_layers
 from st3.sparsify.method import Method, Pruner
 from st3.sparsify.methods import METHODS, ST3, Dense
+from st3.sparsify.raw_steps import HAM, RAW_STEPS, RawStep
 from st3.sparsify.schedules import SCHEDULES, AlternatingPhases, Constant, PolynomialRamp, Schedule, ScheduleSettings
 from st3.sparsify.sparsifier import LayerState, Sparsifier
 
 __all__ = [
+    "HAM",
     "METHODS",
+    "RAW_STEPS",
     "SCHEDULES",
     "ST3",
     "AlternatingPhases",
@@ -17,6 +20,7 @@ __all__ = [
     "Method",
     "PolynomialRamp",
     "Pruner",
+    "RawStep",
     "Schedule",
     "ScheduleSettings",
     "Sparsifier",

@@ -14,6 +14,7 @@ from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.layers import weight_layers
 from st3.sparsify.method import Method, Pruner
 from st3.sparsify.methods import METHODS
+from st3.sparsify.raw_steps import RawStep
 from st3.sparsify.schedules import Constant, Schedule
 
 
@@ -52,6 +53,7 @@ class Sparsifier:
             step 0 is the projection after the first optimizer step.
         length: of the training, in optimizer steps (or as a `Length`): for methods whose settings are fractions of it,
             such as the time between updates of masks.
+        raw_step: what follows the optimizer's step before the projection, such as `HAM()`; None: nothing.
         include, exclude: shell-style patterns on layer names ("layer4.*", "fc"); a layer is pruned when it matches
             one of `include` and none of `exclude`. A pattern that matches no layer is an error.
         target: "weights", so that sparsity is the fraction of weights that are zero, or "flops", the fraction of
@@ -76,6 +78,7 @@ class Sparsifier:
         target: str = "weights",
         macs: Mapping[str, int] | None = None,
         length: int | Length | None = None,
+        raw_step: RawStep | None = None,
     ):
         if isinstance(method, str):
             if method not in METHODS:
@@ -83,6 +86,7 @@ class Sparsifier:
             method = METHODS[method]()
         self.method = method
         self.length = Length(length) if isinstance(length, int) else length
+        self.raw_step = raw_step or RawStep()
         self.schedule = Constant(float(schedule)) if isinstance(schedule, int | float) else schedule
         self.step = 0
         """Projections done so far, one per optimizer step."""
@@ -271,7 +275,7 @@ class Sparsifier:
         sparsity = self.schedule.value(self.step)
         if self._pruner.changes(self.step, sparsity):
             return None
-        return self._buffers if self._raw is not None else 0, sparsity > 0
+        return self._buffers if self._raw is not None else 0, sparsity > 0 or self._pruner.works_before_ramp
 
     def count_step(self) -> None:
         """Move on by one step: the hooks do, but not while a captured step is replayed; to be called before that."""
@@ -316,11 +320,13 @@ class Sparsifier:
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         skipped = _is_skipped(optimizer)
         captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if not skipped and not captured:  # what is captured is not yet done
-            self.count_step()
+        if not skipped:
+            self.raw_step.apply(optimizer)
+            if not captured:  # what is captured is not yet done
+                self.count_step()
         self._put_back()
         weights = list(self._pruned.values())
-        if self.sparsity > 0:
+        if self.sparsity > 0 or self._pruner.works_before_ramp:
             if self._raw is None:
                 self._keep_raw(FlatWeights.copy_of(weights))
         elif self._raw is not None:
