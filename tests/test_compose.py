@@ -20,7 +20,7 @@ from st3.variants import plain
 
 # The schedule of a method ---------------------------------------------------------------------------------------------
 
-CUBIC = {"name": "ramp", "start": "5%", "end": "50%", "power": 3.0}
+CUBIC = {"name": "ramp", "start": "5%", "end": "50%", "power": 3.0, "initial": 0.0}
 AT_ONCE = CUBIC | {"start": "0"}
 CONSTANT = {"name": "constant"}
 FOLLOWED = {

@@ -165,7 +165,7 @@ def test_parameters_that_no_method_touches_are_named():
         (GMP(every="90st"), RAMP, "change 4 times, first at step 21, last at step 200"),
         (GraNet(every="50st"), RAMP, "change 7 times, first at step 50, last at step 350"),
         (ACDC(), AlternatingSettings(period="50st"), "change 7 times, first at step 40, last at step 340"),
-        (ProbMask(until="80%"), RAMP, "drawn anew in 299 steps, hard from step 319 on"),
+        (ProbMask(until="80%"), RAMP, "drawn anew in 320 steps, hard from step 319 on"),
     ],
 )
 def test_when_masks_change(method, schedule, text):

@@ -88,16 +88,14 @@ def above_quantile(raw: FlatWeights, sparsity: float) -> list[Tensor]:
 
 
 def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Replace the `count` kept weights of smallest `magnitude` by the zeroed ones of largest `growth`.
+    """Drop the `count` kept weights of smallest `magnitude`, and grow as many where `growth` is largest.
 
-    All of one shape. At most as many are replaced as are kept and as are zeroed. Returns the new mask and, of it, what
-    was grown. A weight that is dropped is not grown in the same moment.
+    All of one shape. What has just been dropped competes for growth: a weight that wins stays as it is. Returns the new
+    mask and, of it, what was masked before.
     """
-    kept = int(mask.sum())
-    count = min(count, kept, mask.numel() - kept)
-    survivors = largest(magnitude.masked_fill(~mask, -1), kept - count)
-    grown = largest(growth.masked_fill(mask, -1), count)
-    return survivors | grown, grown
+    survivors = largest(magnitude.masked_fill(~mask, -1), int(mask.sum()) - count)
+    grown = largest(growth.masked_fill(survivors, -1), count)
+    return survivors | grown, grown & ~mask
 
 
 def clear_state(optimizer: Optimizer, weight: Tensor, where: Tensor | None = None) -> None:

@@ -34,21 +34,25 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class PolynomialRamp:
-    """`s(t) = final·(1 − (1 − x)^power)`, `x = (t − start)/(end − start)` clamped to [0, 1].
+    """`s(t) = initial + (final − initial)·(1 − (1 − x)^power)`, `x = (t − start)/(end − start)` clamped to [0, 1].
 
-    0 up to and including step `start`, exactly `final` from step `end` on. `power=3` is the cubic ramp of
+    `initial` up to and including step `start`, exactly `final` from step `end` on. `power=3` is the cubic ramp of
     Zhu & Gupta 2017 (arXiv:1710.01878) that ST-3 uses (arXiv:2212.01076).
 
-    Raises `UserError` for a sparsity outside [0, 1), an end before the start, or a power that is not positive.
+    Raises `UserError` for a sparsity outside [0, 1), an end before the start, a power that is not positive, or a ramp
+    that falls.
     """
 
     final: float
     start: int
     end: int
     power: float = 3.0
+    initial: float = 0.0
 
     def __post_init__(self) -> None:
         _check_sparsity(self.final)
+        if not 0 <= self.initial <= self.final:
+            raise UserError(f"the ramp must rise from at least 0 to {self.final:g}, not start at {self.initial:g}")
         if not 0 <= self.start <= self.end:
             raise UserError(f"the ramp must start at or after step 0 and end later, not {self.start} → {self.end}")
         if not self.power > 0:
@@ -58,9 +62,9 @@ class PolynomialRamp:
         if step >= self.end:  # also the jump, when start == end
             return self.final
         if step <= self.start:
-            return 0.0
+            return self.initial
         x = (step - self.start) / (self.end - self.start)
-        return self.final * (1 - (1 - x) ** self.power)
+        return self.initial + (self.final - self.initial) * (1 - (1 - x) ** self.power)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +128,12 @@ class RampSettings(ScheduleSettings):
     """When the ramp reaches the target."""
     power: float = 3.0
     """3 is the cubic ramp, 1 a straight line."""
+    initial: float = 0.0
+    """Sparsity up to the start; above 0 a method is sparse from its first step."""
 
     def validate(self) -> None:
         self.check(self.power > 0, "power", "must be positive: 3 is the cubic ramp")
+        self.check(0 <= self.initial < 1, "initial", "lies outside [0, 1)")
 
     def over(self, final: float, length: Length) -> PolynomialRamp:
         start, end, total = self.steps("start", length), self.moment("end", length), length.steps
@@ -136,7 +143,10 @@ class RampSettings(ScheduleSettings):
             )
         # The last projection is step total − 1: a ramp that ends with the training ends there.
         end = min(end, total - 1)
-        return PolynomialRamp(final=final, start=min(start, end), end=end, power=self.power)
+        if self.initial > final > 0:
+            raise UserError(f"schedule.initial={self.initial:g} is above sparsity={final:g}: the ramp must rise")
+        initial = min(self.initial, final)
+        return PolynomialRamp(final=final, start=min(start, end), end=end, power=self.power, initial=initial)
 
 
 @dataclass(frozen=True, kw_only=True)

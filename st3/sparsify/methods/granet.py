@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from st3.durations import Duration, Length
 from st3.errors import UserError
-from st3.sparsify.masks import MaskPruner, clear_state, drop_and_grow, flat_magnitudes
+from st3.sparsify.allocation import erdos_renyi_kernel
+from st3.sparsify.masks import MaskPruner, clear_state, drop_and_grow, flat_magnitudes, largest
 from st3.sparsify.method import Method
-from st3.sparsify.schedules import AlternatingPhases, Schedule
+from st3.sparsify.schedules import AlternatingPhases, PolynomialRamp, Schedule
 from st3.sparsify.thresholds import quantile
 
 
@@ -21,7 +22,7 @@ from st3.sparsify.thresholds import quantile
 class GraNet(Method):
     """GraNet (Liu et al. 2021, arXiv:2106.10404): dense at first. Now and then the smallest weights of all layers
     together are pruned along the ramp; then each layer replaces a fraction p(t) of what it kept by the zeroed weights
-    with the largest gradients.
+    with the largest gradients. With `schedule.initial` the start is sparse, at random, with ERK densities.
 
     `ŵ = w·m`; gradient and momentum are masked; what is pruned restarts from 0 when it is regrown.
     """
@@ -54,6 +55,11 @@ class GraNetPruner(MaskPruner):
         super().__init__(weights, for_good=True)
         self._method, self._schedule = method, schedule
         self._every, self._until = method.interval("every", length), method.moment("until", length)
+        self.level = schedule.initial if isinstance(schedule, PolynomialRamp) else 0.0
+        self.starts_sparse = self.level > 0
+        if self.starts_sparse and not weights[0].is_meta:
+            counts = erdos_renyi_kernel([tuple(w.shape) for w in weights], 1 - self.level)
+            self.set_masks([largest(torch.rand(m.shape), n) for m, n in zip(self.masks, counts, strict=True)])
 
     def needs_dense_gradient(self, step: int) -> bool:
         return step > 0 and step % self._every == 0
@@ -76,7 +82,7 @@ class GraNetPruner(MaskPruner):
         for mask, weight in zip(self.masks, weights, strict=True):
             grown = torch.zeros_like(mask)
             if self.needs_dense_gradient(step) and weight.grad is not None:
-                count = round(replaced * int(mask.sum()))
+                count = math.ceil(replaced * int(mask.sum()))  # as the authors do
                 new, grown = drop_and_grow(mask, weight.detach().abs(), weight.grad.abs(), count)
                 mask.copy_(new)
             clear_state(optimizer, weight, ~mask | grown)

@@ -17,7 +17,8 @@ from st3.sparsify.masks import MaskPruner
 from st3.sparsify.method import Method
 from st3.sparsify.schedules import AlternatingPhases, Schedule
 
-_CLIP = 3.0  # norm of the gradient of all probabilities together
+_CLIP = 3.0  # norm of the gradients of weights and probabilities together
+_HALVINGS = 20  # of the bracket around v, as the authors stop: v is 5e-7 where none is needed
 _COLDEST = 0.03  # 1/T at the end
 _FOREVER = 2**62  # a step after any training
 
@@ -28,9 +29,9 @@ class ProbMask(Method):
     drawn in every step, one probability p for each weight, and T rising from 1 to 33; the gradient goes through the
     relaxed mask to w and to p.
 
-    p starts at 1 and is trained by Adam; after each step `p ← clip(p − v, 0, 1)` with the least v ≥ 0 for which Σp does
-    not exceed the number of weights that the ramp leaves. From the step `until` on, m is the hard mask of the most
-    probable weights, and only w is trained.
+    p starts at 1 and is trained by Adam from the first step on; after each step `p ← clip(p − v, 0, 1)`, v ≥ 0 by
+    bisection so that Σp is the number of weights that the ramp leaves. The gradients of w and p are clipped together,
+    to norm 3. From the step `until` on, m is the hard mask of the most probable weights, and only w is trained.
     """
 
     name: ClassVar[str] = "probmask"
@@ -65,15 +66,16 @@ class ProbMaskPruner(MaskPruner):
         for each in (self._probabilities, self._relaxed):
             each.flat.fill_(1)
         self._adam = torch.optim.Adam(map(nn.Parameter, self._probabilities.layers), lr=lr)
-        self._temperature = 0.0  # that of the relaxed mask; 0 before the ramp
+        self._temperature = 0.0  # that of the relaxed mask; 0 before the first one is drawn
         self._seed = int(torch.randint(2**31, ()))
         self._settled = False  # the masks are hard
+        self.starts_sparse = self.works_before_ramp = until < _FOREVER
 
     def due(self, step: int, sparsity: float, level: float) -> bool:
-        return sparsity > 0 and not self._settled
+        return self.works_before_ramp and not self._settled
 
     def updates(self, schedule: Schedule, steps: int) -> list[int]:
-        return [step for step in range(min(self.until, steps)) if schedule.value(step)]
+        return [*range(min(self.until, steps))] if self.works_before_ramp else []
 
     def before_step(self, step: int, sparsity: float, weights: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
         if self._settled or not self._temperature:
@@ -88,13 +90,20 @@ class ProbMaskPruner(MaskPruner):
         # Where p is 0 or 1, T > 1 makes the slope of m vanish.
         certain = (probability == 0) | (probability == 1)
         pulls.flat.mul_(slopes).masked_fill_(certain, 0)
-        parameters = self._adam.param_groups[0]["params"]
-        for parameter, pull in zip(parameters, pulls.layers, strict=True):
+        own = self._adam.param_groups[0]["params"]
+        for parameter, pull in zip(own, pulls.layers, strict=True):
             parameter.grad = pull
-        nn.utils.clip_grad_norm_(parameters, _CLIP)
+        self._clip_together(optimizer, pulls, scale)
         self._adam.param_groups[0]["lr"] = self._lr / 2 * (1 + math.cos(math.pi * step / self.until))
         self._adam.step()
         self._adam.zero_grad()
+
+    def _clip_together(self, optimizer: Optimizer, pulls: FlatWeights, scale: Tensor | None) -> None:
+        """Scale the gradients of all parameters and of the probabilities so that their common norm is at most 3."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)).div_(1 if scale is None else scale)
+        factor = _CLIP / (torch.hypot(norms.norm(), pulls.flat.norm()) + 1e-6)
+        torch._foreach_mul_([*gradients, pulls.flat], factor.clamp(max=1))
 
     def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:
         if raw is None or self._settled:
@@ -108,8 +117,8 @@ class ProbMaskPruner(MaskPruner):
             self._relaxed.flat.copy_(most_probable(probability, magnitudes.flat.abs(), round(kept)))
             self._settled = True
             return
-        self._temperature = 1 / ((1 - _COLDEST) * (1 - step / self.until) + _COLDEST)
-        chance = torch.Generator(probability.device).manual_seed(self._seed + 1_000_003 * step)
+        self._temperature = 1 / ((1 - _COLDEST) * (1 - max(step, 0) / self.until) + _COLDEST)
+        chance = torch.Generator(probability.device).manual_seed(self._seed + 1_000_003 * (step + 1))
         for mask in self._relaxed.layers:  # in logical order: a layer's layout in memory changes nothing
             mask.copy_(torch.rand(mask.shape, generator=chance, dtype=mask.dtype, device=mask.device))
         noise = self._relaxed.flat.clamp(min=2**-25).logit()  # as the difference of two Gumbel samples
@@ -132,15 +141,15 @@ class ProbMaskPruner(MaskPruner):
 
 
 def keep_expected(probability: Tensor, kept: float) -> None:
-    """In place: `clip(p − v, 0, 1)` with the least v ≥ 0 that leaves a sum of at most `kept`; v by bisection."""
+    """In place: `clip(p − v, 0, 1)`, v by bisection so that what is left adds up to `kept`, or next to nothing where it
+    does so already. Never waits for the device."""
     low = torch.zeros((), dtype=probability.dtype, device=probability.device)
     high = probability.max()
-    for _ in range(torch.finfo(probability.dtype).bits):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = (probability - middle).clamp_(0, 1).sum(dtype=torch.float64) > kept
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    fits = probability.clamp(0, 1).sum(dtype=torch.float64) <= kept
-    probability.sub_(high.masked_fill(fits, 0)).clamp_(0, 1)
+    probability.sub_((low + high) / 2).clamp_(0, 1)
 
 
 def most_probable(probability: Tensor, magnitude: Tensor, count: int) -> Tensor:

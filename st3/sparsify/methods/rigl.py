@@ -96,7 +96,7 @@ class RigLPruner(MaskPruner):
             else:
                 chance = torch.Generator().manual_seed(self._seed + 1_000_003 * step + layer)
                 growth = torch.rand(mask.shape, generator=chance).to(mask.device)
-            count = round(replaced * int(mask.sum()))
+            count = int(replaced * int(mask.sum()))  # cut off, as the authors do
             new, grown = drop_and_grow(mask, weight.detach().abs(), growth, count)
             mask.copy_(new)
             clear_state(optimizer, weight, grown)

@@ -47,6 +47,7 @@ class TopKASTPruner(Pruner):
         self._outside = max(sparsity - method.backward, 0.0)  # the fraction of weights that is not in B
         self._active, self._reached = ([torch.ones_like(w, dtype=torch.bool) for w in weights] for _ in range(2))
         """A and B, bool, laid out as the weights."""
+        self._before: list[Tensor] = []  # the raw weights before the step under way
 
     def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
         return gradient * self._reached[layer]
@@ -58,10 +59,14 @@ class TopKASTPruner(Pruner):
         for weight, active, reached in zip(weights, self._active, self._reached, strict=True):
             decay = self._decay * (active + (reached & ~active).to(weight.dtype) / self._density)
             weight.detach().sub_(weight * decay * rates[id(weight)])
+        self._before = [weight.detach().clone() for weight in weights]
 
     def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:
         if raw is None:
             return
+        for weight, before, reached in zip(raw.layers, self._before, self._reached, strict=bool(self._before)):
+            weight.copy_(torch.where(reached, weight, before))  # neither decay nor momentum moves what is outside B
+        self._before = []
         magnitudes = raw.flat.abs()
         for masks, outside in ((self._active, sparsity), (self._reached, self._outside)):
             threshold = quantile(magnitudes, outside) if outside else -1

@@ -45,10 +45,12 @@ class NaiveGraNet(Naive):
             mask, grown = self.mask[name].flatten().clone(), []
             if update:
                 kept = mask.sum().item()
-                count = min(round(fraction_regrown(self.method, step) * kept), mask.numel() - kept)
-                drop = smallest(self.raw[name].abs(), mask, count)
-                grown = smallest(-gradients[name].abs(), ~mask, count)
-                mask[drop], mask[grown] = False, True
+                count = math.ceil(fraction_regrown(self.method, step) * kept)
+                before = mask.clone()
+                mask[smallest(self.raw[name].abs(), mask, count)] = False
+                regrown = smallest(-gradients[name].abs(), ~mask, count)  # what has just been dropped competes
+                grown = [place for place in regrown if not before[place]]
+                mask[regrown] = True
             self.mask[name] = mask.view(self.mask[name].shape)
             for tensor in (self.raw[name], self.buffer[name]):
                 tensor.mul_(self.mask[name]).view(-1)[grown] = 0
@@ -76,7 +78,7 @@ def test_beyond_the_ramp_it_regrows_what_it_drops(method):
             kept = before[name].sum().item()
             regrown = fraction_regrown(method, step) * updates_at(method, step)
             assert mask.sum() == kept
-            assert (before[name] & ~mask).sum() == min(round(regrown * kept), mask.numel() - kept)
+            assert (before[name] & ~mask).sum() <= math.ceil(regrown * kept)  # some win their place back
 
 
 @pytest.mark.parametrize(("until", "step", "expected"), [(0, 4, 0.1), (4, 4, 0.1), (8, 4, 0.3), (4, 8, 0.1)])
@@ -89,7 +91,7 @@ def test_regrowth_falls_along_half_a_cosine_to_its_final_fraction(until, step, e
     for name, mask in masks_of(sparsifier).items():
         kept = before[name].sum().item()
         replaced = (before[name] & ~mask).sum().item()
-        assert replaced == min(round(expected * kept), mask.numel() - kept)
+        assert replaced <= math.ceil(expected * kept)
 
 
 def test_what_is_pruned_or_grown_is_zero_and_without_memory():

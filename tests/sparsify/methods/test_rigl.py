@@ -64,13 +64,15 @@ class NaiveRigL(Naive):
                 chance = torch.Generator().manual_seed(self.seed + 1_000_003 * step + layer)
                 growth = torch.rand(mask.shape, generator=chance)
             kept = mask.sum().item()
-            count = min(round(fraction * kept), mask.numel() - kept)
-            drop, grow = smallest(self.raw[name].abs(), mask, count), smallest(-growth, ~mask, count)
-            flat = mask.flatten().clone()
-            flat[drop], flat[grow] = False, True
-            self.mask[name] = flat.view(mask.shape)
-            for tensor, places in ((self.raw[name], drop + grow), (self.buffer[name], grow)):
-                tensor.view(-1)[places] = 0
+            count = math.floor(fraction * kept)
+            survivors = mask.flatten().clone()
+            survivors[smallest(self.raw[name].abs(), mask, count)] = False
+            grow = smallest(-growth, ~survivors, count)  # what has just been dropped competes, and stays if it wins
+            fresh = [place for place in grow if not mask.flatten()[place]]
+            survivors[grow] = True
+            self.mask[name] = survivors.view(mask.shape)
+            for tensor in (self.raw[name], self.buffer[name]):
+                tensor.view(-1)[fresh] = 0
             gradients[name] = gradients[name] * self.mask[name]
 
     def after(self, step, sparsity):
@@ -103,17 +105,19 @@ def test_it_is_sparse_before_its_first_step_and_each_layer_keeps_its_number(meth
 
 
 @all_variants
-def test_as_many_connections_are_replaced_as_promised(method):
+def test_no_more_connections_are_replaced_than_promised(method):
+    """Fewer where some that are dropped win their place back."""
     model, optimizer, sparsifier = start(method, SPARSE)
     masks = masks_of(sparsifier)
     for step in range(STEPS):
         train(model, optimizer, [step])
         before, masks = masks, masks_of(sparsifier)
+        moved = 0
         for name, mask in masks.items():
-            kept = mask.sum().item()
-            promised = min(round(fraction_replaced(method, step) * kept), mask.numel() - kept)
-            assert (before[name] & ~mask).sum() == promised
-            assert (mask & ~before[name]).sum() == promised
+            gone = (before[name] & ~mask).sum()
+            assert gone == (mask & ~before[name]).sum() <= math.floor(fraction_replaced(method, step) * mask.sum())
+            moved += gone
+        assert (moved > 0) == (step in UPDATES)
     assert sparsifier.mask_updates() == UPDATES
 
 

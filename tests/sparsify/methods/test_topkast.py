@@ -31,8 +31,11 @@ class NaiveTopKAST(Naive):
             active, reached, w = self.mask[name], self.reached[name], self.raw[name]
             rate = self.LR * self.method.decay
             self.raw[name] = torch.where(active, w - rate * w, torch.where(reached, w - rate / self.density * w, w))
+        self.frozen = {name: self.raw[name].clone() for name in self.pruned}
 
     def after(self, step, sparsity):
+        for name in self.pruned:  # momentum and decay reach B only
+            self.raw[name] = torch.where(self.reached[name], self.raw[name], self.frozen[name])
         self.choose()
 
 
