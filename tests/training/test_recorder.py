@@ -167,6 +167,7 @@ def test_a_continued_run_drops_the_rows_after_its_checkpoint(tmp_path):
     recorder.close()
     assert [r["step"] for r in read_metrics(tmp_path)] == ["2", "4", "6"]
 
+    time.sleep(1.1)  # files of events are ordered by the second in their names
     state = make_state(step=4)
     recorder = recorder_of(directory, state)
     play(recorder, state, [5, 6, 8], evaluate_at=[8], loss=2.0)
