@@ -182,8 +182,15 @@ def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> No
                 f"run_dir={run_dir} holds a run with {key}={theirs.get(key)}, not {ours[key]}: "
                 "choose another run_dir, or give the same settings to continue it"
             )
+    if "raw_step" not in stored and config.method.name in _OTHER_RULES:
+        raise UserError(
+            f"run_dir={run_dir} holds a run of an earlier version, whose method={config.method.name} had other rules: "
+            "finish it with the version that environment.yaml names, or choose another run_dir"
+        )
 
 
+_OTHER_RULES = {"rigl", "set", "granet", "topkast", "probmask"}
+"""Methods that compute something else since runs store a `raw_step`."""
 _FREE = {"run_dir", "dry_run", "device", "compile", "capture", "profile", "log_every"}
 _FREE |= {f"dataset.{name}" for name in ("root", "workers", "download", "cache")}
 """Settings that may differ when a run is continued: they change where and how it runs, not what it computes."""

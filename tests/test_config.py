@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from st3.config import load_config, refuse_other, setting_names
 from st3.durations import Duration
 from st3.errors import UserError
+from st3.sparsify import METHODS
 
 # Values ---------------------------------------------------------------------------------------------------------------
 
@@ -176,6 +177,16 @@ def test_other_settings_are_refused_and_the_first_is_named(override, says):
     assert message.endswith(": choose another run_dir, or give the same settings to continue it")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_an_earlier_version_began_continues_unless_the_method_computes_something_else_now(method):
+    stored = load(f"method={method}").plain()
+    del stored["raw_step"]
+    if method in ("rigl", "set", "granet", "topkast", "probmask"):
+        assert f"whose method={method} had other rules" in other(stored, f"method={method}")
+    else:
+        continues(stored, f"method={method}")
+
+
 def test_where_and_how_it_runs_may_change():
     folder = "dataset=folder", "dataset.augment=crop"
     where = "dataset.root=/data", "dataset.workers=3", "dataset.cache=c", "device=cuda", "run_dir=elsewhere"
@@ -238,14 +249,15 @@ def earlier(**settings) -> dict:
     return stored
 
 
-def test_a_run_stored_with_the_settings_of_all_methods_is_continued_by_the_same_command():
+def test_a_run_stored_with_the_settings_of_all_methods_is_continued_unless_its_method_has_other_rules_now():
     stored = earlier()
     continues(stored)
     assert stored == earlier()
     continues(earlier(method__rescale=False, ema=0.9), "method.rescale=false", "ema=0.9")
     rigl = {"method__name": "rigl", "method__until": "75%", "method__drop": 0.3, "schedule__name": "constant"}
     rigl |= {f"schedule__{key}": None for key in ("start", "end", "power")}
-    continues(earlier(**rigl, method__every="4st"), "method=rigl", "schedule=constant", "method.every=4st")
+    message = other(earlier(**rigl, method__every="4st"), "method=rigl", "schedule=constant", "method.every=4st")
+    assert "whose method=rigl had other rules" in message
     adamw = {"optimizer__name": "adamw", "optimizer__betas": [0.9, 0.999], "optimizer__eps": 1e-8}
     adamw |= {"optimizer__momentum": None, "optimizer__nesterov": None}
     adamw |= {"optimizer__lr": 1e-3, "optimizer__weight_decay": 0.05}
@@ -258,7 +270,8 @@ def test_where_a_default_has_changed_the_one_setting_is_named():
     granet |= {"method__regrow_final": 0.005}
     message = other(earlier(**granet), "method=granet", "method.every=1000st")
     assert "holds a run with schedule.start=5%, not 0: choose another run_dir" in message
-    continues(earlier(**granet), "method=granet", "method.every=1000st", "schedule=cubic")
+    same = other(earlier(**granet), "method=granet", "method.every=1000st", "schedule=cubic")
+    assert "whose method=granet had other rules" in same
     assert "method.every=1000st, not 1.6%" in other(earlier(**granet), "method=granet", "schedule=cubic")
     assert "sparsity=0.9, not 0.8" in other(earlier(), "sparsity=0.8")
     assert "method.shrink=soft, not hard" in other(earlier(), "method.shrink=hard")
