@@ -55,8 +55,8 @@ class Config:
     """Split each step's batch into this many forward and backward passes."""
     label_smoothing: float = 0.0
     """Probability mass spread over all classes, in [0, 1)."""
-    clip_norm: float | None = None
-    """Clip the gradient to this L2 norm; null: never."""
+    clip_norm: float = 0.0
+    """Clip the gradient to this L2 norm; 0: never."""
     ema: float = 0.0
     """Decay of an exponential moving average of the raw weights; its projection is evaluated and saved. 0: none."""
     seed: int = 0
@@ -89,8 +89,13 @@ class Config:
             f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}: choose one that does",
         )
         _check(0 <= self.label_smoothing < 1, f"label_smoothing={self.label_smoothing:g} lies outside [0, 1)")
-        _check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive, or null")
+        _check(self.clip_norm >= 0, f"clip_norm={self.clip_norm:g} must not be negative: 0 never clips")
         _check(0 <= self.ema < 1, f"ema={self.ema:g} lies outside [0, 1): 0 keeps no average")
+        _check(
+            not self.ema or not self.schedule.finetune.amount,
+            f"ema={self.ema:g} averages raw weights, which schedule.finetune={self.schedule.finetune} replaces: "
+            "leave out one of them",
+        )
         _check(self.seed >= 0, f"seed={self.seed} must not be negative")
         _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         for name in ("compile", "capture"):

@@ -191,8 +191,9 @@ def _sparsity(sketch: Sketch) -> str:
         )
     if not isinstance(schedule, PolynomialRamp):
         return f"{target} of the {what} from the first step on"
+    initial = f"{schedule.initial:.2%}" if schedule.initial else "0"
     return (
-        f"0 up to step {schedule.start:,} (epoch {schedule.start / plan.steps_per_epoch:.3g}), "
+        f"{initial} up to step {schedule.start:,} (epoch {schedule.start / plan.steps_per_epoch:.3g}), "
         f"ramp of power {schedule.power:g} to {target} of the {what} at step {schedule.end:,} "
         f"(epoch {schedule.end / plan.steps_per_epoch:.3g}), constant from there"
     )
@@ -202,15 +203,17 @@ def _masks(sketch: Sketch) -> str:
     plan, updates, method = sketch.plan, sketch.sparsifier.mask_updates(), sketch.config.method
     if not plan.target_sparsity:
         return ""
+    fixed = "" if plan.finetune_from is None else f"; fixed from step {plan.finetune_from:,} on"
     if updates is None:
-        return "change in every step that is sparse"
+        return f"change in every step that is sparse{fixed}"
     if isinstance(method, ProbMask):
-        return f"drawn anew in {len(updates):,} steps, hard from step {method.steps('until', plan.length) - 1:,} on"
+        hard = method.steps("until", plan.length) - 1
+        return f"drawn anew in {len(updates):,} steps, hard from step {hard:,} on{fixed}"
     if not updates:
-        return "never change"
+        return f"never change{fixed}"
     first, last = f"{updates[0]:,}", f"{updates[-1]:,}"
     when = f"at step {first}" if len(updates) == 1 else f"first at step {first}, last at step {last}"
-    return f"change {_times(len(updates))}, {when}"
+    return f"change {_times(len(updates))}, {when}{fixed}"
 
 
 def _times(number: int) -> str:

@@ -90,6 +90,7 @@ def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE) -> Pl
         lr_schedule=config.lr_schedule.over(length),
         sparsity=config.schedule.over(config.target_sparsity, length),
         target_sparsity=config.target_sparsity,
+        finetune_from=config.schedule.finetune_from(length),
         label_smoothing=config.label_smoothing,
         clip_norm=config.clip_norm,
         seed=config.seed,
@@ -109,7 +110,14 @@ def make_sparsifier(config: Config, plan: Plan, model: nn.Module, macs: dict[str
     chosen: dict[str, Any] = vars(config.selection)
     try:
         return Sparsifier(
-            model, config.method, plan.sparsity, **chosen, macs=macs, length=plan.length, raw_step=config.raw_step
+            model,
+            config.method,
+            plan.sparsity,
+            **chosen,
+            macs=macs,
+            length=plan.length,
+            finetune_from=plan.finetune_from if plan.target_sparsity else None,
+            raw_step=config.raw_step,
         )
     except UserError as error:
         raise UserError(f"method.{error}" if str(error).startswith(tuple(chosen)) else str(error)) from error

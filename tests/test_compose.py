@@ -20,14 +20,16 @@ from st3.variants import plain
 
 # The schedule of a method ---------------------------------------------------------------------------------------------
 
-CUBIC = {"name": "ramp", "start": "5%", "end": "50%", "power": 3.0, "initial": 0.0}
+CUBIC = {"name": "ramp", "finetune": "0", "start": "5%", "end": "50%", "power": 3.0, "initial": 0.0}
 AT_ONCE = CUBIC | {"start": "0"}
-CONSTANT = {"name": "constant"}
+CONSTANT = {"name": "constant", "finetune": "0"}
 FOLLOWED = {
     "st3": CUBIC, "st3_sigma": CUBIC, "hard_ste": CUBIC, "gmp": CUBIC, "feather": AT_ONCE, "granet": AT_ONCE,
     "probmask": CUBIC | {"start": "14%", "end": "52.5%"}, "str": CONSTANT, "rigl": CONSTANT, "set": CONSTANT,
     "topkast": CONSTANT, "dense": CONSTANT,
-    "acdc": {"name": "alternating", "start": "10%", "period": "5%", "last_dense": "75%", "end": "85%"},
+    "acdc": {
+        "name": "alternating", "finetune": "0", "start": "10%", "period": "5%", "last_dense": "75%", "end": "85%",
+    },
 }  # fmt: skip
 """As its authors have it."""
 
@@ -157,7 +159,7 @@ def test_a_sweep_over_models_with_and_without_files_says_how_to_be_typed(tmp_pat
 # What is printed ------------------------------------------------------------------------------------------------------
 
 OPTIONAL = {
-    "run_dir", "clip_norm", "method.theta", "method.threshold_decay", *(f"dataset.{key}" for key in ("root", "cache")),
+    "run_dir", "method.theta", "method.threshold_decay", *(f"dataset.{key}" for key in ("root", "cache")),
 }  # fmt: skip
 """Settings for which null means something."""
 
@@ -171,7 +173,7 @@ def flat(node: dict) -> dict:
 
 @pytest.mark.parametrize(
     "words",
-    ["method=feather clip_norm=null", "recipe=imagenet_resnet50/rigl",
+    ["method=feather clip_norm=0", "recipe=imagenet_resnet50/rigl",
      "method=acdc optimizer=adamw lr_schedule=multistep model=wide_resnet"],
 )  # fmt: skip
 def test_cfg_job_prints_the_values_that_the_run_will_have(words):

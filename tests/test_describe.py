@@ -64,7 +64,7 @@ def test_a_recipe_in_words():
 def test_what_is_chosen_is_said():
     options = "dataset=fake", "model=wide_resnet", "method=st3_sigma", "optimizer=adamw", "lr_schedule=multistep"
     changes = "dataset.image_size=8", "batch_size=10", "epochs=3", "model.depth=10", "model.dropout=0.3", "seed=3"
-    changes += "dataset.val_images=40", "clip_norm=null", "ema=0.99", "accumulate=2", "method.shrink=hard"
+    changes += "dataset.val_images=40", "clip_norm=0", "ema=0.99", "accumulate=2", "method.shrink=hard"
     found = said(sketch(load(*options, *changes, "method.exclude=[fc,*.shortcut]", "method.rescale=false")))
     assert found["model"].startswith("wide_resnet (depth 10, width 10, dropout 0.3), 3×8×8 input, 10 classes")
     assert found["data"] == "fake: 472 training, 40 validation, 256 test images, augmentation none"

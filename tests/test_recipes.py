@@ -77,24 +77,48 @@ def test_the_dense_baseline_of_a_recipe_needs_one_word_only():
 
 # Those of other methods -----------------------------------------------------------------------------------------------
 
-ACDC = {"batch_size": 256, "optimizer.lr": 0.256, "optimizer.weight_decay": 2**-15}
-STR = {"batch_size": 256, "optimizer.lr": 0.256}
+ACDC = {
+    "batch_size": 256, "clip_norm": 0.0, "label_smoothing": 0.0, "optimizer.lr": 0.256,
+    "optimizer.weight_decay": 2**-15,
+}  # fmt: skip
+STR = {"batch_size": 256, "clip_norm": 0.0, "optimizer.lr": 0.256}
 RIGL = {
+    "clip_norm": 0.0,
     "batch_size": 4096, "accumulate": 8, "optimizer.lr": 1.6, "optimizer.weight_decay": 1e-4, "optimizer.momentum": 0.9,
     "optimizer.nesterov": True, "lr_schedule.name": "multistep", "lr_schedule.milestones": ["30%", "70%", "90%"],
-    "lr_schedule.gamma": 0.1, "lr_schedule.final": None,
+    "lr_schedule.gamma": 0.1, "lr_schedule.final": None, "lr_schedule.end": None,
+}  # fmt: skip
+RIGL_CIFAR = {
+    "epochs": 250, "clip_norm": 0.0, "optimizer.weight_decay": 5e-4, "optimizer.nesterov": True,
+    "lr_schedule.milestones": ["30.72%", "61.44%", "92.16%"], "lr_schedule.gamma": 0.2,
 }  # fmt: skip
 COSINE = {
     "lr_schedule.name": "cosine", "lr_schedule.milestones": None, "lr_schedule.gamma": None, "lr_schedule.final": 0.0,
+    "lr_schedule.end": "100%",
 }  # fmt: skip
 CHANGED = {
     "cifar10_resnet20/acdc": {
-        "epochs": 200, "optimizer.weight_decay": 5e-4, "lr_schedule.milestones": ["32.5%", "62.5%", "92.5%"],
+        "epochs": 200, "clip_norm": 0.0, "optimizer.weight_decay": 5e-4,
+        "lr_schedule.milestones": ["32.5%", "62.5%", "92.5%"],
     },
     "cifar10_resnet20/feather": {"optimizer.weight_decay": 5e-4} | COSINE,
-    "cifar10_resnet20/granet": {"optimizer.weight_decay": 5e-4},
-    "cifar10_resnet20/str": {"optimizer.weight_decay": 6e-4},
+    "cifar10_resnet20/finetuned": {"epochs": 170, "lr_schedule.milestones": ["80ep", "120ep"]},
+    "cifar10_resnet20/granet": {"clip_norm": 0.0, "optimizer.weight_decay": 5e-4, "optimizer.nesterov": True},
+    "cifar10_resnet20/probmask": COSINE | {
+        "epochs": 320, "batch_size": 256, "clip_norm": 0.0, "optimizer.weight_decay": 5e-4, "lr_schedule.final": 0.01,
+        "lr_schedule.end": "93.75%",
+    },
+    "cifar10_resnet20/rigl": RIGL_CIFAR,
+    "cifar10_resnet20/set": RIGL_CIFAR,
+    "cifar10_resnet20/str": {"clip_norm": 0.0, "optimizer.weight_decay": 6e-4},
     "imagenet_resnet50/acdc": ACDC,
+    "imagenet_resnet50/granet": {
+        "batch_size": 128, "clip_norm": 0.0, "optimizer.lr": 0.1, "optimizer.weight_decay": 1e-4,
+        "optimizer.momentum": 0.9, "optimizer.nesterov": True, "lr_schedule.name": "multistep",
+        "lr_schedule.milestones": ["30%", "60%", "90%"], "lr_schedule.gamma": 0.1, "lr_schedule.final": None,
+        "lr_schedule.end": None,
+    },
+    "imagenet_resnet50/probmask": {"clip_norm": 0.0},
     "imagenet_resnet50/rigl": RIGL,
     "imagenet_resnet50/set": RIGL,
     "imagenet_resnet50/str": STR | {"sparsity": 0.9023, "optimizer.weight_decay": 2.251757813e-5},
@@ -103,14 +127,10 @@ CHANGED = {
 }  # fmt: skip
 """Beside method and schedule; None: a setting that is gone. A recipe that is not here changes nothing else."""
 
-STEPS = {"cifar10_resnet20": 351, "imagenet_resnet50": 2502}
-"""Of an epoch of the inherited recipe."""
 
-
-def ramp(start: float, end: float, base: str) -> PolynomialRamp:
-    """From epoch to epoch."""
-    final, steps = {"cifar10_resnet20": 0.95, "imagenet_resnet50": 0.9}[base], STEPS[base]
-    return PolynomialRamp(final=final, start=round(start * steps), end=round(end * steps))
+def ramp(final: float, steps: int, start: float, end: float, initial: float = 0) -> PolynomialRamp:
+    """From epoch to epoch of so many steps."""
+    return PolynomialRamp(final=final, start=round(start * steps), end=round(end * steps), initial=initial)
 
 
 def phases(final: float, steps: int, *epochs: int) -> AlternatingPhases:
@@ -120,29 +140,35 @@ def phases(final: float, steps: int, *epochs: int) -> AlternatingPhases:
 
 SCHEDULES = {
     "cifar10_resnet20/acdc": phases(0.95, 351, 10, 20, 150, 170),
-    "cifar10_resnet20/feather": ramp(0, 80, "cifar10_resnet20"),
-    "cifar10_resnet20/gmp": ramp(5, 80, "cifar10_resnet20"),
-    "cifar10_resnet20/granet": ramp(0, 80, "cifar10_resnet20"),
-    "cifar10_resnet20/hard_ste": ramp(5, 80, "cifar10_resnet20"),
-    "cifar10_resnet20/probmask": ramp(0.16 * 140, 84, "cifar10_resnet20"),
+    "cifar10_resnet20/feather": ramp(0.95, 351, 0, 80),
+    "cifar10_resnet20/finetuned": ramp(0.95, 351, 5, 80),
+    "cifar10_resnet20/gmp": ramp(0.95, 351, 5, 80),
+    "cifar10_resnet20/granet": ramp(0.95, 351, 0, 80, initial=0.5),
+    "cifar10_resnet20/hard_ste": ramp(0.95, 351, 5, 80),
+    "cifar10_resnet20/probmask": ramp(0.95, 175, 0.16 * 300, 0.6 * 300),
     "imagenet_resnet50/acdc": phases(0.9, 5004, 10, 5, 75, 85),
-    "imagenet_resnet50/feather": ramp(0, 50, "imagenet_resnet50"),
-    "imagenet_resnet50/gmp": ramp(5, 50, "imagenet_resnet50"),
-    "imagenet_resnet50/granet": ramp(0, 30, "imagenet_resnet50"),
-    "imagenet_resnet50/hard_ste": ramp(5, 50, "imagenet_resnet50"),
-    "imagenet_resnet50/probmask": ramp(14, 52.5, "imagenet_resnet50"),
+    "imagenet_resnet50/feather": ramp(0.9, 2502, 0, 50),
+    "imagenet_resnet50/gmp": ramp(0.9, 2502, 5, 50),
+    "imagenet_resnet50/granet": ramp(0.9, 10009, 0, 30),
+    "imagenet_resnet50/hard_ste": ramp(0.9, 2502, 5, 50),
+    "imagenet_resnet50/probmask": ramp(0.9, 2502, 14, 52.5),
     "imagenet_mobilenet_v1/acdc": phases(0.9, 5004, 10, 5, 75, 85),
 }
 """Those that are not here are sparse from the first step on."""
 
 SETTINGS = {
     "gmp": {"allocation": "uniform", "every": 100},
-    "granet": {"every": 1000, "until": 1.0},
-    "probmask": {"until": 0.875},
-    "rigl": {"every": 100, "until": 0.75, "drop": 0.3, "allocation": "erk"},
-    "set": {"every": 100, "until": 0.75, "drop": 0.3, "allocation": "erk"},
+    "cifar10_resnet20/granet": {"every": 1000, "until": 1.0},
+    "imagenet_resnet50/granet": {"every": 4000, "until": 1.0},
+    "cifar10_resnet20/probmask": {"until": 300 / 320},
+    "imagenet_resnet50/probmask": {"until": 0.875},
+    "cifar10_resnet20/rigl": {"every": 100, "until": 75_000 / 97_656, "drop": 0.3, "allocation": "erk"},
+    "imagenet_resnet50/rigl": {"every": 100, "until": 0.75, "drop": 0.3, "allocation": "erk"},
+    "cifar10_resnet20/set": {"every": 100, "until": 75_000 / 97_656, "drop": 0.3, "allocation": "erk"},
+    "imagenet_resnet50/set": {"every": 100, "until": 0.75, "drop": 0.3, "allocation": "erk"},
 }
-"""As published, whatever the defaults are: steps, or the fraction of the training."""
+"""As published, of a method or a recipe, whatever the defaults are: steps, or the fraction of the training."""
+FIRST_LAYER_DENSE = {"cifar10_resnet20/rigl", "cifar10_resnet20/set"}
 THRESHOLDS = {"imagenet_resnet50/str": -3200, "imagenet_mobilenet_v1/str": -12800, "cifar10_resnet20/str": -100}
 
 
@@ -157,8 +183,8 @@ def common(config: Config) -> dict:
 def test_every_peer_has_a_recipe_on_both_data_sets():
     peers = METHODS.keys() - {"dense", "st3", "st3_sigma"}
     for base in ("cifar10_resnet20", "imagenet_resnet50"):
-        assert {name.partition("/")[2] for name in NAMES if name.startswith(f"{base}/")} == peers
-    assert CHANGED.keys() | SCHEDULES.keys() | THRESHOLDS.keys() <= set(NAMES)
+        assert {name.partition("/")[2] for name in NAMES if name.startswith(f"{base}/")} - {"finetuned"} == peers
+    assert CHANGED.keys() | SCHEDULES.keys() | THRESHOLDS.keys() | FIRST_LAYER_DENSE <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,15 +197,25 @@ def test_a_recipe_trains_its_method_and_inherits_what_it_does_not_change(name):
 
     plan = plan_of(config)
     assert plan.sparsity == SCHEDULES.get(name, Constant(config.sparsity))
-    assert config.method.name == method
-    for key, published in SETTINGS.get(method, {}).items():
+    assert config.method.name == ("st3" if method == "finetuned" else method)
+    assert config.selection.exclude == (["conv1"] if name in FIRST_LAYER_DENSE else [])
+    for key, published in SETTINGS.get(name, SETTINGS.get(method, {})).items():
         value = getattr(config.method, key)
         if isinstance(value, Duration):
             steps = published if isinstance(published, int) else round(published * plan.total_steps)
-            value, published = value.steps(plan.length), steps
-        assert value == published, key
+            assert value.steps(plan.length) == pytest.approx(steps, rel=1e-4), key
+        else:
+            assert value == published, key
     if method == "str":
         assert config.method.threshold_init == THRESHOLDS[name]
+
+
+def test_the_authors_file_trains_on_with_fixed_masks_at_the_last_rate():
+    plan = plan_of(load("recipe=cifar10_resnet20/finetuned"))
+    assert plan.finetune_from == 160 * 351
+    assert plan.lr * plan.lr_schedule.value(plan.finetune_from) == pytest.approx(1e-3)
+    rates = [plan.lr_schedule.value(351 * epoch) for epoch in range(170)]
+    assert rates == pytest.approx([1] * 80 + [0.1] * 40 + [0.01] * 50)
 
 
 @pytest.mark.parametrize("name", [*BASES, *CHANGED])

@@ -95,19 +95,27 @@ class MultiStepSettings(LRSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSettings(LRSettings):
-    """Linear warm-up, then half a cosine down to final × peak (arXiv:1608.03983)."""
+    """Linear warm-up, then half a cosine down to final × peak (arXiv:1608.03983), which stays from end on."""
 
     name: ClassVar[str] = "cosine"
 
     warmup: Duration = Duration(5, "%")
+    end: Duration = Duration(100, "%")
+    """When the rate has fallen."""
     final: float = 0.0
-    """The rate at the end, as a fraction of the peak."""
+    """The rate from then on, as a fraction of the peak."""
 
     def validate(self) -> None:
         self.check_not_negative("final")
 
+    def over(self, length: Length) -> LRSchedule:
+        schedule = super().over(length)
+        if self.moment("end", length) <= self.warmup.steps(length):
+            raise UserError(f"lr_schedule.end={self.end} must come after lr_schedule.warmup={self.warmup}")
+        return schedule
+
     def after(self, step: int, warmup: int, length: Length) -> float:
-        return _cosine(1.0, self.final, (step - warmup) / (length.steps - warmup))
+        return _cosine(1.0, self.final, min((step - warmup) / (self.moment("end", length) - warmup), 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,17 @@ class MaskPruner(Pruner):
         self.level = state.get("level", 0.0)  # some methods did not keep it once
 
 
+class FixedMasks(MaskPruner):
+    """What is zero now stays zero, and the other weights are trained as they are."""
+
+    def __init__(self, weights: Sequence[Tensor], sparsity_is_outcome: bool):
+        super().__init__(weights, for_good=True)
+        self.sparsity_is_outcome = sparsity_is_outcome
+
+    def due(self, step: int, sparsity: float, level: float) -> bool:
+        return False
+
+
 def largest(scores: Tensor, count: int) -> Tensor:
     """Mask (bool, shape of `scores`) of the `count` largest, exactly so many also where scores tie."""
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)

@@ -41,6 +41,8 @@ class Pruner:
     """Whether the model is sparse before its first step."""
     works_before_ramp = False
     """Whether the sparse weights are not the raw ones also where the scheduled sparsity is 0."""
+    hard_from = 0
+    """The first step after which what is pruned is exactly zero."""
     sparsity_is_outcome = False
     """Whether the method goes its own way, and the scheduled sparsity is only what it is compared with."""
 

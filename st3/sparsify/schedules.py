@@ -110,6 +110,15 @@ class ScheduleSettings(Settings):
 
     group: ClassVar[str] = "schedule"
 
+    finetune: Duration = Duration(0)
+    """Duration of the last part, in which masks are fixed and the sparse weights are trained as they are; 0: none."""
+
+    def finetune_from(self, length: Length) -> int | None:
+        """The first optimizer step of that last part. Raises `UserError` where nothing is left before it."""
+        steps = self.moment("finetune", length)
+        self.check(steps < length.steps, "finetune", "fills the whole training: lower it or raise epochs")
+        return length.steps - steps if steps else None
+
     def over(self, final: float, length: Length) -> Schedule:
         """The schedule with the target `final`. Raises `UserError` where it does not fit into the training."""
         raise NotImplementedError

@@ -1,5 +1,6 @@
 """The object that makes a model sparse while somebody's optimizer trains it."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ from st3.durations import Length
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.layers import weight_layers
+from st3.sparsify.masks import FixedMasks
 from st3.sparsify.method import Method, Pruner
 from st3.sparsify.methods import METHODS
 from st3.sparsify.raw_steps import RawStep
@@ -53,6 +55,8 @@ class Sparsifier:
             step 0 is the projection after the first optimizer step.
         length: of the training, in optimizer steps (or as a `Length`): for methods whose settings are fractions of it,
             such as the time between updates of masks.
+        finetune_from: the first optimizer step with fixed masks: what is zero then stays zero, and the sparse weights
+            become the raw ones. None: never.
         raw_step: what follows the optimizer's step before the projection, such as `HAM()`; None: nothing.
         include, exclude: shell-style patterns on layer names ("layer4.*", "fc"); a layer is pruned when it matches
             one of `include` and none of `exclude`. A pattern that matches no layer is an error.
@@ -64,7 +68,7 @@ class Sparsifier:
 
     Raises:
         UserError: for an unknown method or target, a pattern or selection that matches nothing, weights that are not
-            plain float parameters on one device.
+            plain float parameters on one device, masks that would be fixed before the network is at its target.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Sparsifier:
         target: str = "weights",
         macs: Mapping[str, int] | None = None,
         length: int | Length | None = None,
+        finetune_from: int | None = None,
         raw_step: RawStep | None = None,
     ):
         if isinstance(method, str):
@@ -103,6 +108,11 @@ class Sparsifier:
         _check_weights(self._pruned)
         self._costs = _costs(target, macs, self._pruned)
         self._pruner = self._start()
+        self._fixed = False
+        """Whether the masks are fixed."""
+        self._finetune_from = finetune_from
+        if finetune_from is not None:
+            _check_finetuning(finetune_from, self.schedule, self._pruner)
 
         # Raw weights and thresholds exist once something is pruned; until then the model's weights are the raw ones.
         self._raw: FlatWeights | None = None
@@ -136,7 +146,8 @@ class Sparsifier:
     def mask_updates(self) -> list[int] | None:
         """In which steps of the training of `length` the masks change; None: in each one that is sparse."""
         assert self.length
-        return self._pruner.updates(self.schedule, self.length.steps)
+        steps = self.length.steps if self._finetune_from is None else self._finetune_from
+        return self._pruner.updates(self.schedule, steps)
 
     def attach(self, optimizer: Optimizer) -> "Sparsifier":
         """Sparsify from the next `optimizer.step()` on. Returns itself.
@@ -158,7 +169,7 @@ class Sparsifier:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        if type(self._pruner).route is not Pruner.route:
+        if type(self._pruner).route is not Pruner.route or self._finetune_from is not None:
             # At the weight itself, so that clipping and accumulation see the gradient as it is used.
             self._hooks += [w.register_hook(self._route(i, w)) for i, w in enumerate(self._pruned.values())]
         for group in self._pruner.parameter_groups():
@@ -226,7 +237,8 @@ class Sparsifier:
     def state_dict(self) -> dict:
         """Tensors and plain numbers that, with the model's own state, restore everything."""
         raw = {} if self._raw is None else {n: w.clone() for n, w in self.raw_weights().items()}
-        return {"step": self.step, "sparsity": self.sparsity, "raw": raw, "method": self._pruner.state_dict()}
+        method = self._pruner.state_dict()
+        return {"step": self.step, "sparsity": self.sparsity, "raw": raw, "method": method, "fixed": self._fixed}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Restore `state_dict()`; the pruned weights in the model become the projection of the restored raw ones.
@@ -241,6 +253,9 @@ class Sparsifier:
             with torch.no_grad():
                 torch._foreach_copy_(self._homes, [w.data for w in self._pruned.values()])
             self._put_back()
+        if state.get("fixed", False) != self._fixed:
+            self._fixed = not self._fixed
+            self._pruner = self._fixed_masks() if self._fixed else self._start()
         self._pruner.load_state_dict(state["method"])
         self.step = state["step"]
         self._set_sparsity(state["sparsity"])
@@ -273,7 +288,7 @@ class Sparsifier:
         if step is not None:
             self.step = step
         sparsity = self.schedule.value(self.step)
-        if self._pruner.changes(self.step, sparsity):
+        if self._pruner.changes(self.step, sparsity) or self._is_to_fix(self.step):
             return None
         return self._buffers if self._raw is not None else 0, sparsity > 0 or self._pruner.works_before_ramp
 
@@ -336,6 +351,24 @@ class Sparsifier:
             self._pruner.update(self.step - 1, self.sparsity, self._raw, optimizer)
         if self._raw is not None:
             self._project(self._raw)
+            if not skipped and not captured and self._is_to_fix(self.step - 1):
+                self._fix_masks(self._raw)
+
+    def _is_to_fix(self, step: int) -> bool:
+        """Whether the masks are to be fixed after this step: the last one before, or a later one if that is skipped."""
+        return self._finetune_from is not None and step + 1 >= self._finetune_from and not self._fixed
+
+    def _fix_masks(self, raw: FlatWeights) -> None:
+        raw.copy_([w.detach() for w in self._pruned.values()])
+        self._pruner, self._fixed = self._fixed_masks(), True
+        self._buffers += 1  # what was captured before is another kind of step
+        self._project(raw)
+
+    def _fixed_masks(self) -> FixedMasks:
+        weights = [w.detach() for w in self._pruned.values()]
+        masks = FixedMasks(weights, self._pruner.sparsity_is_outcome)
+        masks.set_masks([w != 0 for w in weights])
+        return masks
 
     def _keep_raw(self, raw: FlatWeights) -> FlatWeights:
         self._raw = raw
@@ -405,6 +438,15 @@ def _check_weights(weights: dict[str, nn.Parameter]) -> None:
             raise UserError(f"the weight of {name} is {weight.dtype}: keep weights in float32 and use autocast")
         if weight.device != first.device:
             raise UserError(f"the weight of {name} is on {weight.device}, others on {first.device}: one device, please")
+
+
+def _check_finetuning(start: int, schedule: Schedule, pruner: Pruner) -> None:
+    if start < 1:
+        raise UserError(f"finetune_from={start} leaves nothing to sparsify: it must be at least 1")
+    if schedule.value(start - 1) != schedule.value(sys.maxsize):
+        raise UserError("schedule.finetune begins before the schedule is at its target: shorten the one or the other")
+    if start <= pruner.hard_from:
+        raise UserError("schedule.finetune begins before the masks are hard: shorten it or lower method.until")
 
 
 def _costs(target: str, macs: Mapping[str, int] | None, weights: dict[str, nn.Parameter]) -> Tensor | None:

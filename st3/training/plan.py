@@ -22,8 +22,11 @@ class Plan:
     sparsity: Schedule
     target_sparsity: float
     """The highest value of `sparsity`; only evaluations that have it compete for the best network."""
+    finetune_from: int | None
+    """The first step with fixed masks; None: never."""
     label_smoothing: float
-    clip_norm: float | None
+    clip_norm: float
+    """0: never."""
     seed: int
     eval_every: int
     """Epochs."""

@@ -62,7 +62,7 @@ class EagerStep:
                     loss = F.cross_entropy(logits, labels, label_smoothing=plan.label_smoothing) / plan.accumulate
                 scaler.scale(loss).backward()
             total = total + loss.detach()
-        if plan.clip_norm is not None:
+        if plan.clip_norm:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
         scaler.step(optimizer)

@@ -50,6 +50,14 @@ def test_cosine_is_pytorchs(final):
     assert rates(CosineSettings(warmup=0, final=final), 20) == pytest.approx(reference)
 
 
+def test_cosine_that_ends_before_the_training_is_the_shorter_one_and_then_stays():
+    shorter = rates(CosineSettings(warmup=3, final=0.01), 15)
+    assert rates(CosineSettings(warmup=3, final=0.01, end="75%"), 20) == shorter + [0.01 * PEAK] * 5
+    for end in (2, 3):
+        with pytest.raises(UserError, match=rf"lr_schedule.end={end}st must come after lr_schedule.warmup=3st"):
+            CosineSettings(warmup=3, end=end).over(Length(20))
+
+
 @pytest.mark.parametrize(("total", "warmup"), [(20, 6), (50, 15), (10, 2)])
 def test_one_cycle_is_pytorchs(total, warmup):
     reference = rates_of_torch(

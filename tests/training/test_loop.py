@@ -71,7 +71,7 @@ def run(state, plan, data=None, recorder=None, machine=FP32, measure=dict) -> Re
 DENSE = {"sparsity": Constant(0.0), "target_sparsity": 0.0, "epochs": 1}
 
 
-def by_hand(model, batches, rates, smoothing=0.0, clip=None, momentum=0.9, weight_decay=1e-3) -> list[float]:
+def by_hand(model, batches, rates, smoothing=0.0, clip=0.0, momentum=0.9, weight_decay=1e-3) -> list[float]:
     """SGD with momentum from its definition; decay on the weights (2-D), none on the biases."""
     buffers, losses = {}, []
     for (inputs, labels), rate in zip(batches, rates, strict=True):
@@ -82,7 +82,7 @@ def by_hand(model, batches, rates, smoothing=0.0, clip=None, momentum=0.9, weigh
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         norm = torch.cat([g.flatten() for g in gradients]).norm()
-        scale = 1.0 if clip is None else min(1.0, clip / norm.item())
+        scale = min(1.0, clip / norm.item()) if clip else 1.0
         with torch.no_grad():
             for i, (p, g) in enumerate(zip(model.parameters(), gradients, strict=True)):
                 g = g * scale + (weight_decay * p if p.ndim == 2 else 0)
@@ -93,7 +93,7 @@ def by_hand(model, batches, rates, smoothing=0.0, clip=None, momentum=0.9, weigh
 
 @pytest.mark.parametrize(
     ("changes", "smoothing", "clip"),
-    [({}, 0.0, None), ({"label_smoothing": 0.1}, 0.1, None), ({"clip_norm": 0.05}, 0.0, 0.05)],
+    [({}, 0.0, 0.0), ({"label_smoothing": 0.1}, 0.1, 0.0), ({"clip_norm": 0.05}, 0.0, 0.05)],
     ids=["plain", "label smoothing", "clipping"],
 )
 def test_an_epoch_equals_sgd_by_hand(changes, smoothing, clip):
@@ -119,7 +119,7 @@ def test_the_clipped_gradient_bounds_the_update():
     assert moved.norm().item() == pytest.approx(0.2 * 1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
 def test_accumulated_passes_equal_the_whole_batch(clip_norm):
     whole, parts = (make_plan(accumulate=n, clip_norm=clip_norm, log_every=1) for n in (1, 4))
     pairs = list(Batches(4, size=8, dtype=torch.float64).epoch(0))

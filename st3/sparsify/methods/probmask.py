@@ -70,6 +70,7 @@ class ProbMaskPruner(MaskPruner):
         self._seed = int(torch.randint(2**31, ()))
         self._settled = False  # the masks are hard
         self.starts_sparse = self.works_before_ramp = until < _FOREVER
+        self.hard_from = until - 1 if self.works_before_ramp else 0
 
     def due(self, step: int, sparsity: float, level: float) -> bool:
         return self.works_before_ramp and not self._settled
