@@ -28,13 +28,14 @@ def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> s
     config, facts, plan, processes = sketch.config, sketch.facts, sketch.plan, machine.processes
     model, data = config.model, config.dataset
     options = ", ".join(f"{k} {v:g}" for k in ("depth", "width", "dropout") if (v := getattr(model, k)) is not None)
+    eps = f", BatchNorm's ε {model.bn_eps:g}" if model.bn_eps else ""
     splits = [f"{facts.train_images:,} training"]
     splits += [f"{facts.val_images:,} validation"] if facts.val_images else []
     splits += [f"{facts.test_images:,} test images"]
     folders, verbs = folders_used(data), {"val": "validated", "test": "tested"}
     lines = {
         "model": f"{model.name}{f' ({options})' if options else ''}, {data.channels}×{data.image_size}×"
-        f"{data.image_size} input, {facts.classes} classes, {model.init} initialization",
+        f"{data.image_size} input, {facts.classes} classes, {model.init} initialization{eps}",
         "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}"
         + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders),
         "method": _method(config),
@@ -150,11 +151,20 @@ def _method(config: Config) -> str:
     if not isinstance(method, ST3):
         settings = _listed(method)
         return f"{method.name}: {settings}" if settings else method.name
-    scale = ", magnitudes in units of σ per layer" if method.layer_sigma else ""
-    return (
-        f"{method.name}: {method.shrink} threshold{', rescaled' if method.rescale else ', not rescaled'}, "
-        f"{method.gradient.replace('_', '-')} gradient{scale}"
-    )
+    parts = [
+        f"{method.shrink} threshold" + (f" of exponent {method.exponent:g}" if method.exponent != 1 else ""),
+        "rescaled" if method.rescale else "not rescaled",
+        "gradient times κ" if method.gradient == "rescaled" else "straight-through gradient",
+    ]
+    if (theta := method.theta_for(config.target_sparsity)) != 1:
+        parts.append(f"times {theta:g} where zeroed")
+    if method.dead_channels == "masked":
+        parts.append("none for dead channels")
+    if method.min_density:
+        parts.append(f"each layer keeps {method.min_density:.2%}")
+    if method.layer_sigma:
+        parts.append("magnitudes in units of σ per layer")
+    return f"{method.name}: {', '.join(parts)}"
 
 
 def _listed(settings: Settings, without: Sequence[str] = ()) -> str:

@@ -319,7 +319,7 @@ def test_every_recipe_takes_two_steps(recipe, size, model, here, no_picture):
     "options",
     [
         "method=st3_sigma ema=0.9 method.target=flops optimizer=adamw",
-        "method.shrink=hard method.rescale=false method.gradient=masked schedule=constant lr_schedule=one_cycle "
+        "method.shrink=hard method.rescale=false method.theta=0 schedule=constant lr_schedule=one_cycle "
         "accumulate=4 precision=bf16",
         "method=dense",
     ],

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from st3.config import load_config, refuse_other, setting_names
 from st3.durations import Duration
 from st3.errors import UserError
+from st3.settings import hints
 from st3.sparsify import METHODS
 
 # Values ---------------------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def test_every_setting_of_the_default_run_has_a_name():
         own |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
     groups = "schedule", "optimizer", "lr_schedule", "raw_step"
     of_variants = {name for name in own if name.partition(".")[0] in groups}
-    of_variants |= {f"method.{name}" for name in ("name", "shrink", "rescale", "gradient", "layer_sigma")}
+    of_variants |= {f"method.{name}" for name in ("name", *hints(METHODS["st3"]))}
     assert set(setting_names()) == own - of_variants
 
 

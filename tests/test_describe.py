@@ -83,7 +83,16 @@ def test_settings_of_other_methods_are_listed():
         "rigl: allocation erk, growth gradient, every 20st, until 75%, drop 0.3"
     )
     assert said(fake(ACDC(), AlternatingSettings()))["method"] == "acdc"
-    assert said(fake(Feather()))["method"] == "feather: exponent 3"  # θ is the rule of the paper
+
+
+def test_thresholding_methods_say_how_they_shrink_and_what_gets_a_gradient():
+    feather = "feather: soft threshold of exponent 3, not rescaled, straight-through gradient"
+    assert said(fake(Feather()))["method"] == feather
+    assert said(fake(Feather(theta=0.25)))["method"] == f"{feather}, times 0.25 where zeroed"
+    method = ST3(gradient="rescaled", dead_channels="masked", min_density=0.05)
+    assert said(fake(method))["method"] == (
+        "st3: soft threshold, rescaled, gradient times κ, none for dead channels, each layer keeps 5.00%"
+    )
 
 
 @pytest.mark.parametrize(

@@ -215,11 +215,11 @@ def test_what_cannot_be_fitted_together_is_named():
         sketch(make_config(method=RigL()))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"st3", "st3_sigma", "hard_ste", "dense"}))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"st3", "st3_sigma", "hard_ste", "feather", "dense"}))
 def test_most_methods_count_weights_only(method):
     schedule = {"constant": Always(), "acdc": AlternatingSettings()}.get(METHODS[method].follows, RampSettings())
     with pytest.raises(
-        UserError, match=r"^method\.target=flops is for st3, st3_sigma and hard_ste: this method counts"
+        UserError, match=r"^method\.target=flops is for st3, st3_sigma, hard_ste and feather: this method counts"
     ):
         sketch(make_config(method=METHODS[method](), schedule=schedule, selection=Selection(target="flops")))
 

@@ -1,10 +1,23 @@
-"""What the architectures share: which images are small, and one initialization."""
+"""What the architectures share: which images are small, one initialization, BatchNorm's ε."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from st3.errors import UserError
+
 SMALL_IMAGE = 64
 """Images of at most this many pixels a side get a variant of the network that keeps their resolution for longer."""
+
+
+def set_bn_eps(model: nn.Module, eps: float) -> None:
+    """ε of every BatchNorm, in place. Raises `UserError` where there is none, or for an ε that is not positive."""
+    found = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not found:
+        raise UserError("model.bn_eps has no effect on a network without BatchNorm: drop it")
+    if not 0 < eps < float("inf"):
+        raise UserError(f"model.bn_eps={eps:g} must be positive and finite, or 0 for the architecture's own")
+    for module in found:
+        module.eps = eps
 
 
 def kaiming_normal(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from st3.errors import UserError
 from st3.models.cifar_resnet import CifarResNet
-from st3.models.common import kaiming_normal
+from st3.models.common import kaiming_normal, set_bn_eps
 from st3.models.config import ModelConfig
 from st3.models.external import build_timm, build_torchvision, torchvision_names, unknown
 from st3.models.mobilenet_v1 import MobileNetV1
@@ -86,4 +86,6 @@ def build_model(config: ModelConfig | str, *, classes: int, channels: int = 3, i
     model = entry.build(classes=classes, channels=channels, image_size=image_size, **given)
     if init == "kaiming_normal":
         kaiming_normal(model)
+    if config.bn_eps:
+        set_bn_eps(model, config.bn_eps)
     return model

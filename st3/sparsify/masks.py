@@ -52,7 +52,7 @@ class MaskPruner(Pruner):
         """Whether the masks change by the gradient of this step, which therefore must not be masked before."""
         return False
 
-    def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
+    def route(self, layer: int, weight: Tensor, raw: Tensor, gradient: Tensor, step: int) -> Tensor:
         return gradient if self.needs_dense_gradient(step) else gradient * self.masks[layer]
 
     def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:

@@ -51,7 +51,7 @@ class Pruner:
 
         Raises `UserError` where the method cannot.
         """
-        raise UserError("target=flops is for st3, st3_sigma and hard_ste: this method counts weights")
+        raise UserError("target=flops is for st3, st3_sigma, hard_ste and feather: this method counts weights")
 
     def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Write the sparse weights to `out` (shaped like `raw.layers`); returns the thresholds, [layers].
@@ -61,8 +61,11 @@ class Pruner:
         """
         raise NotImplementedError
 
-    def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
-        """The gradient for the raw weight from that for the sparse `weight` of layer number `layer`, in step `step`."""
+    def route(self, layer: int, weight: Tensor, raw: Tensor, gradient: Tensor, step: int) -> Tensor:
+        """The gradient for the `raw` weight from that for the sparse `weight` of layer number `layer`, in step `step`.
+
+        All four of one shape.
+        """
         return gradient
 
     def before_step(self, step: int, sparsity: float, weights: Sequence[nn.Parameter], optimizer: Optimizer) -> None:

@@ -3,6 +3,7 @@
 They never wait for the device. `st3.sparsify.kernels` computes the same for all layers in one launch.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -14,6 +15,17 @@ def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
 def hard_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
     """`w·1[|w| > τ]`, any shape; `threshold` τ is 0-d."""
     return weight * (weight.abs() > threshold)
+
+
+def power_threshold(weight: Tensor, threshold: Tensor, exponent: float) -> Tensor:
+    """`sign(w)·(|w|^p − τ^p)^(1/p)·1[|w| > τ]`, any shape, p = `exponent` (Feather, arXiv:2310.02448).
+
+    p = 1 is soft thresholding, infinity hard thresholding. `threshold` τ >= 0 is 0-d.
+    """
+    magnitude = weight.abs()
+    # As |w|·(1 − (τ/|w|)^p)^(1/p), which does not lose small weights to their powers.
+    left = (1 - (threshold / magnitude) ** exponent).clamp_min(0) ** (1 / exponent)
+    return torch.where(magnitude > threshold, weight * left, 0)
 
 
 def rescale_factor(weight: Tensor, kept: Tensor) -> Tensor:

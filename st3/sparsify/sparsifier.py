@@ -395,7 +395,7 @@ class Sparsifier:
         def hook(gradient: Tensor) -> Tensor:
             if self._raw is None:
                 return gradient
-            routed = self._pruner.route(layer, weight, gradient, self.step)
+            routed = self._pruner.route(layer, weight, self._raw.layers[layer], gradient, self.step)
             if routed.stride() == gradient.stride():
                 return routed
             return torch.empty_like(gradient).copy_(routed)  # DistributedDataParallel wants it laid out as it was

@@ -5,6 +5,7 @@ weights that tie with the threshold are zeroed together (soft shrinking maps the
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,6 +52,28 @@ def weighted_quantile(values: Tensor, costs: Tensor, q: float | Tensor) -> Tenso
     above = (below + 1).clamp(max=len(values) - 1)
     start, stop = position.take(below), position.take(above)
     return _between(ordered.take(below), ordered.take(above), (wanted - start) / (stop - start).clamp(min=1))
+
+
+def hold_open(magnitudes: Sequence[Tensor], min_density: float) -> tuple[Tensor, Tensor]:
+    """What keeps the fraction `min_density` of every layer (at least one weight) above a threshold common to all.
+
+    `magnitudes`: of each layer, [n]. Returns a copy of them all, [N], in which those that a layer keeps in any case are
+    out of reach of a quantile, and the highest threshold of each layer that leaves it these, [layers]. A layer's
+    threshold is the lower one of that and a quantile of the copy; so the total is exact. Never waits for the device.
+    """
+    copy = torch.cat(list(magnitudes))
+    ceilings = []
+    for layer in copy.split([each.numel() for each in magnitudes]):
+        held = held_open(layer.numel(), min_density)
+        ceiling = layer.kthvalue(layer.numel() - held).values if held < layer.numel() else torch.zeros_like(layer[0])
+        layer.masked_fill_(layer > ceiling, torch.finfo(layer.dtype).max)
+        ceilings.append(ceiling)
+    return copy, torch.stack(ceilings)
+
+
+def held_open(weights: int, min_density: float) -> int:
+    """How many of a layer's `weights` are kept in any case."""
+    return max(1, math.ceil(min_density * weights))
 
 
 def _between(low: Tensor, high: Tensor, fraction: Tensor | float) -> Tensor:

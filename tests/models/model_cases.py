@@ -6,9 +6,11 @@ from torch import nn
 from st3.models import ModelConfig, build_model
 
 
-def build(name: str, *, init="default", depth=None, width=None, dropout=None, **images) -> nn.Module:
+def build(name: str, *, init="default", depth=None, width=None, dropout=None, bn_eps=0.0, **images) -> nn.Module:
     """`build_model` of the settings of a model, with its other arguments among them."""
-    return build_model(ModelConfig(name=name, init=init, depth=depth, width=width, dropout=dropout), **images)
+    return build_model(
+        ModelConfig(name=name, init=init, depth=depth, width=width, dropout=dropout, bn_eps=bn_eps), **images
+    )
 
 
 def meta(name: str, **arguments) -> nn.Module:

@@ -98,6 +98,8 @@ def test_names_are_sorted_unique_and_hold_both_families():
         ({"name": "wide_resnet", "width": 1.5}, r"positive integer, not 1\.5: .* model\.width=2"),
         ({"name": "wrn28_0"}, r"positive integer, not 0: .* model\.width=2"),
         ({"name": "wide_resnet", "dropout": 1.0}, r"model\.dropout=1\.0 is outside \[0, 1\): try"),
+        ({"name": "vit_b_16", "bn_eps": 1e-3}, r"model\.bn_eps has no effect on a network without BatchNorm: drop it"),
+        ({"name": "resnet20", "bn_eps": -1e-3}, r"model\.bn_eps=-0\.001 must be positive and finite"),
         ({"name": "resnet20", "init": "xavier"}, r"model\.init=xavier does not exist: use model\.init=default"),
         ({"name": "alexnet"}, r"alexnet cannot take 28×28 images \(.+\): choose another model\.name="),
         ({"name": "vit_b_16"}, r"vit_b_16 cannot take 28×28 images \(.*patch size.*\): choose another"),
@@ -105,7 +107,7 @@ def test_names_are_sorted_unique_and_hold_both_families():
 )
 def test_mistakes_are_named_with_their_remedy(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
-        meta(**arguments, classes=10, image_size=28)
+        meta(**arguments, classes=10, image_size=32 if "bn_eps" in arguments else 28)
     assert "\n" not in str(caught.value)
 
 
@@ -131,3 +133,10 @@ def test_every_config_file_builds_the_model_it_is_named_after(path):
     assert None not in settings.values()
     model = meta(**settings, classes=10, image_size=32)
     assert model.eval()(torch.empty(1, 3, 32, 32, device="meta")).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2"])
+def test_every_batchnorm_has_the_eps_that_is_asked_for(name):
+    found = {m.eps for m in meta(name=name, classes=10, bn_eps=1e-3).modules() if isinstance(m, nn.BatchNorm2d)}
+    assert found == {1e-3}
+    assert 1e-3 not in {m.eps for m in meta(name=name, classes=10).modules() if isinstance(m, nn.BatchNorm2d)}

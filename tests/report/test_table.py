@@ -106,7 +106,7 @@ def test_the_ablation_changes_one_factor_at_a_time_and_has_the_square():
         "hard threshold": {"method=st3", "method.shrink=hard"},
         "not rescaled": {"method=st3", "method.rescale=false"},
         "hard and not rescaled": {"method=st3", "method.shrink=hard", "method.rescale=false"},
-        "masked gradient": {"method=st3", "method.gradient=masked"},
+        "masked gradient": {"method=st3", "method.theta=0"},
         "linear ramp": {"method=st3", "schedule.power=1"},
         "ST-3σ": {"method=st3_sigma"},
     }

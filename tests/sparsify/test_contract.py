@@ -174,9 +174,9 @@ class DecidesMoreOftenThanItSays(ToyPruner):
 
 
 class LearnsFromEachPass(ToyPruner):
-    def route(self, layer, weight, gradient, step):
+    def route(self, layer, weight, raw, gradient, step):
         self.average[layer].lerp_(gradient.abs(), 0.1)
-        return super().route(layer, weight, gradient, step)
+        return super().route(layer, weight, raw, gradient, step)
 
 
 class FollowsTheOrderInMemory(ToyPruner):
@@ -221,8 +221,8 @@ class NeedsAllGradients(ToyPruner):
 
 
 class ClimbsUp(ToyPruner):
-    def route(self, layer, weight, gradient, step):
-        return -super().route(layer, weight, gradient, step)
+    def route(self, layer, weight, raw, gradient, step):
+        return -super().route(layer, weight, raw, gradient, step)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """ST-3, its σ variant and its ablations (Vanderschueren & De Vleeschouwer 2023, arXiv:2212.01076)."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 
 from st3.durations import Length
+from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.kernels import kernels_for
 from st3.sparsify.method import Method, Pruner
-from st3.sparsify.projections import hard_threshold, rescale_factor, sigma, soft_threshold
+from st3.sparsify.projections import hard_threshold, power_threshold, rescale_factor, sigma, soft_threshold
 from st3.sparsify.schedules import Schedule
-from st3.sparsify.thresholds import quantile, weighted_quantile
+from st3.sparsify.thresholds import held_open, hold_open, quantile, weighted_quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +31,45 @@ class ST3(Method):
 
     shrink: Literal["soft", "hard"] = "soft"
     """Soft thresholding, or keep magnitudes as they are ("hard": weights jump when they cross the threshold)."""
+    exponent: float = 1.0
+    """p of the soft threshold, (|w|^p − τ^p)^(1/p): 1 subtracts τ; the larger, the less large weights shrink."""
     rescale: bool = True
     """Restore each output channel's mean magnitude by κ."""
-    gradient: Literal["straight_through", "masked"] = "straight_through"
-    """Gradient for every raw weight, or only for those that are not zeroed."""
+    gradient: Literal["straight_through", "rescaled"] = "straight_through"
+    """Gradient for the raw weights: that of the sparse ones, or this times κ, as the chain rule has it."""
+    theta: float | None = 1.0
+    """Factor of the gradient of zeroed weights; 0 masks it. null: 1 up to a final sparsity of 95 %, 0.5 above."""
+    dead_channels: Literal["straight_through", "masked"] = "straight_through"
+    """Whether output channels without a weight that is not zero get a gradient."""
+    min_density: float = 0.0
+    """Fraction of every layer that is kept in any case, at least one weight; 0: layers may become wholly zero."""
     layer_sigma: bool = False
     """ST-3σ: compare |w|/σ_l instead of |w| over the layers, which spreads the zeros more evenly."""
 
+    def validate(self) -> None:
+        self.check(self.exponent >= 1, "exponent", "must be at least 1: 1 is ST-3's, 3 Feather's")
+        self.check(self.shrink == "soft" or self.exponent == 1, "exponent", "has no effect with method.shrink=hard")
+        self.check(self.rescale or self.gradient != "rescaled", "gradient", "has no effect with method.rescale=false")
+        if self.theta is not None:
+            self.check_fraction("theta")
+        self.check(0 <= self.min_density < 1, "min_density", "lies outside [0, 1)")
+
     def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "ST3Pruner":
-        """Nothing is kept between steps."""
-        return ST3Pruner(self) if self.gradient == "straight_through" else MaskedST3Pruner(self)
+        """Nothing is kept between steps. Raises `UserError` where `min_density` keeps more than the schedule."""
+        final = schedule.value(sys.maxsize)
+        theta, sizes = self.theta_for(final), [w.numel() for w in weights]
+        if self.min_density and sum(held_open(size, self.min_density) for size in sizes) > round(
+            (1 - final) * sum(sizes)
+        ):
+            raise UserError(
+                f"method.min_density={self.min_density:g} keeps more weights than a sparsity of {final:g}: lower one"
+            )
+        straight = theta == 1 and self.gradient == self.dead_channels == "straight_through"
+        return ST3Pruner(self) if straight else RoutedST3Pruner(self, theta)
+
+    def theta_for(self, final: float) -> float:
+        """θ at a final sparsity."""
+        return self.theta if self.theta is not None else 1.0 if final <= 0.95 else 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,45 +96,71 @@ class HardSTE(ST3):
 
 class ST3Pruner(Pruner):
     def __init__(self, method: ST3):
-        self.shrink, self.rescale, self.layer_sigma = method.shrink, method.rescale, method.layer_sigma
+        self.method = method
         self._costs: Tensor | None = None
 
     def weigh(self, costs: Tensor) -> None:
         self._costs = costs
 
     def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
-        if self._costs is None and (kernels := kernels_for(raw, out, self._scales(raw))):
+        method = self.method
+        fused = self._costs is None and method.exponent == 1 and not method.min_density
+        if fused and (kernels := kernels_for(raw, out, self._scales(raw))):
             plain = partial(self.project_plainly, raw, sparsity)
-            return kernels.project(sparsity, soft=self.shrink == "soft", rescale=self.rescale, plain=plain)
+            return kernels.project(sparsity, soft=method.shrink == "soft", rescale=method.rescale, plain=plain)
         return self.project_plainly(raw, sparsity, out)
 
     def _scales(self, raw: FlatWeights) -> list[float]:
-        return [sigma(w.shape) if self.layer_sigma else 1.0 for w in raw.layers]
+        return [sigma(w.shape) if self.method.layer_sigma else 1.0 for w in raw.layers]
 
     def project_plainly(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         """`project` in plain PyTorch, layer by layer."""
-        scales = self._scales(raw)
+        method, scales = self.method, self._scales(raw)
         magnitudes = raw.flat.abs()
-        if self.layer_sigma:
+        if method.layer_sigma:
             torch._foreach_mul_(raw.parts(magnitudes), [1 / scale for scale in scales])
-        if self._costs is None:
-            threshold = quantile(magnitudes, sparsity)
-        else:
-            costs = self._costs.to(magnitudes.device)  # the model may have been moved since
-            of_each = torch.cat([cost.expand(size) for cost, size in zip(costs, raw.sizes, strict=True)])
-            threshold = weighted_quantile(magnitudes, of_each, sparsity)
-        shrink = soft_threshold if self.shrink == "soft" else hard_threshold
-        for weight, target, scale in zip(raw.layers, out, scales, strict=True):
+        if method.min_density:
+            magnitudes, ceilings = hold_open(raw.parts(magnitudes), method.min_density)
+        threshold = self._threshold(magnitudes, raw, sparsity)
+        thresholds = torch.minimum(threshold, ceilings) if method.min_density else threshold.expand(len(scales))
+        for weight, target, scale, tau in zip(raw.layers, out, scales, thresholds, strict=True):
             # Thresholding w/σ_l by τ is thresholding w by τ·σ_l; doing it on w/σ_l makes the counts immune to rounding.
-            scaled = weight * (1 / scale) if self.layer_sigma else weight
-            shrunk = shrink(scaled, threshold)
-            if self.layer_sigma:
+            scaled = weight * (1 / scale) if method.layer_sigma else weight
+            shrunk = self._shrink(scaled, tau)
+            if method.layer_sigma:
                 shrunk *= scale
-            factor = rescale_factor(weight, scaled.abs() > threshold) if self.rescale else 1
+            factor = rescale_factor(weight, scaled.abs() > tau) if method.rescale else 1
             torch.mul(shrunk, factor, out=target)
-        return torch.stack([threshold * scale for scale in scales])
+        return torch.stack([tau * scale for tau, scale in zip(thresholds, scales, strict=True)])
+
+    def _threshold(self, magnitudes: Tensor, raw: FlatWeights, sparsity: Tensor) -> Tensor:
+        if self._costs is None:
+            return quantile(magnitudes, sparsity)
+        costs = self._costs.to(magnitudes.device)  # the model may have been moved since
+        of_each = torch.cat([cost.expand(size) for cost, size in zip(costs, raw.sizes, strict=True)])
+        return weighted_quantile(magnitudes, of_each, sparsity)
+
+    def _shrink(self, weight: Tensor, threshold: Tensor) -> Tensor:
+        if self.method.shrink == "hard":
+            return hard_threshold(weight, threshold)
+        if self.method.exponent == 1:
+            return soft_threshold(weight, threshold)
+        return power_threshold(weight, threshold, self.method.exponent)
 
 
-class MaskedST3Pruner(ST3Pruner):
-    def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
-        return gradient * (weight != 0)
+class RoutedST3Pruner(ST3Pruner):
+    """The gradient is not that of the sparse weights everywhere."""
+
+    def __init__(self, method: ST3, theta: float):
+        super().__init__(method)
+        self._theta = theta
+
+    def route(self, layer: int, weight: Tensor, raw: Tensor, gradient: Tensor, step: int) -> Tensor:
+        kept = weight != 0
+        if self.method.gradient == "rescaled":
+            gradient = gradient * rescale_factor(raw, kept)
+        if self._theta != 1:
+            gradient = torch.where(kept, gradient, gradient * self._theta)
+        if self.method.dead_channels == "masked":
+            gradient = gradient * kept.flatten(1).any(1).view(-1, *[1] * (weight.ndim - 1))
+        return gradient

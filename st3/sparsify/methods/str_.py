@@ -55,7 +55,7 @@ class STRPruner(Pruner):
         group = {"params": [self.scores]}
         return [group if self._decay is None else group | {"weight_decay": self._decay}]
 
-    def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
+    def route(self, layer: int, weight: Tensor, raw: Tensor, gradient: Tensor, step: int) -> Tensor:
         return gradient * (weight != 0)
 
     def before_step(self, step: int, sparsity: float, weights: Sequence[nn.Parameter], optimizer: Optimizer) -> None:

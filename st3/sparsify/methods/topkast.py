@@ -49,7 +49,7 @@ class TopKASTPruner(Pruner):
         """A and B, bool, laid out as the weights."""
         self._before: list[Tensor] = []  # the raw weights before the step under way
 
-    def route(self, layer: int, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
+    def route(self, layer: int, weight: Tensor, raw: Tensor, gradient: Tensor, step: int) -> Tensor:
         return gradient * self._reached[layer]
 
     def before_step(self, step: int, sparsity: float, weights: Sequence[nn.Parameter], optimizer: Optimizer) -> None:

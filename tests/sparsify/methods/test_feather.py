@@ -69,7 +69,7 @@ def test_theta_depends_on_the_final_sparsity_unless_it_is_given(final, theta):
     for schedule in (PolynomialRamp(final=final, start=0, end=10), Constant(final)):
         for method, expected in ((Feather(), theta), (Feather(theta=0.25), 0.25), (Feather(theta=1.0), 1.0)):
             pruner = method.start([], schedule, None)
-            assert pruner.route(0, weight, gradient, 0).tolist() == [2 * expected, 2.0]
+            assert pruner.route(0, weight, weight, gradient, 0).tolist() == [2 * expected, 2.0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from helpers import RAMP, network, sgd, start, train, weights_of, zeros_of
 from torch import Tensor, nn
 
 from st3 import Sparsifier, UserError
-from st3.sparsify import METHODS, ST3, PolynomialRamp
+from st3.sparsify import METHODS, ST3, Constant, PolynomialRamp
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.projections import hard_threshold, rescale_factor, soft_threshold
 
@@ -22,30 +23,41 @@ VARIANTS = [
     HardSTE(),
     ST3(rescale=False),
     ST3(shrink="hard"),
-    ST3(gradient="masked"),
-    ST3Sigma(gradient="masked", shrink="hard", rescale=False),
+    ST3(theta=0.0),
+    ST3Sigma(theta=0.0, shrink="hard", rescale=False),
+    ST3(exponent=3.0),
+    ST3(gradient="rescaled"),
+    ST3(dead_channels="masked", theta=0.5),
+    ST3(gradient="rescaled", dead_channels="masked"),
+    ST3Sigma(exponent=3.0, rescale=False, dead_channels="masked"),
 ]
 
 
 class Projected(torch.autograd.Function):
-    """Forward: the projection with a given threshold, from METHOD's equations; backward: the identity, or the mask."""
+    """Forward: the projection with a given threshold, from METHOD's equations; backward: a factor for each weight."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, tau: Tensor, method: ST3) -> Tensor:
-        mask = (weight.abs() > tau).to(weight.dtype)
-        ctx.save_for_backward(mask if method.gradient == "masked" else torch.ones_like(mask))
-        shrunk = (weight - torch.sign(weight) * tau) * mask if method.shrink == "soft" else weight * mask
-        if not method.rescale:
-            return shrunk
-        rows = weight.flatten(1).abs()
-        rho = ((rows * mask.flatten(1)).mean(1) + 1e-6) / (rows.mean(1) + 1e-6)
-        kappa = 1.01 / (rho + 0.01)
-        return shrunk * kappa.view(-1, *[1] * (weight.ndim - 1))
+        rows = weight.flatten(1)
+        mask = (rows.abs() > tau).to(weight.dtype)
+        shrunk = mask * rows
+        if method.shrink == "soft":
+            p = method.exponent
+            shrunk = torch.sign(rows) * ((rows.abs() ** p - tau**p) * mask) ** (1 / p)
+        rho = ((rows.abs() * mask).mean(1) + 1e-6) / (rows.abs().mean(1) + 1e-6)
+        kappa = (1.01 / (rho + 0.01))[:, None]
+        factor = mask + method.theta * (1 - mask)
+        if method.gradient == "rescaled":
+            factor = factor * kappa
+        if method.dead_channels == "masked":
+            factor = factor * (mask.sum(1, keepdim=True) > 0)
+        ctx.save_for_backward(factor.view_as(weight))
+        return (shrunk * kappa if method.rescale else shrunk).view_as(weight)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        [reached] = ctx.saved_tensors
-        return gradient * reached, None, None
+        [factor] = ctx.saved_tensors
+        return gradient * factor, None, None
 
 
 class Wrapped(nn.Module):
@@ -161,6 +173,42 @@ def test_a_name_is_a_choice_of_settings():
         assert all(torch.equal(one, other) for one, other in zip(named[0], explicit[0], strict=True))
 
 
+@pytest.mark.parametrize("method", [ST3(), ST3(rescale=False, exponent=3.0), ST3Sigma(), HardSTE()], ids=str)
+@pytest.mark.parametrize("density", [1e-9, 0.02, 0.09])
+def test_every_layer_keeps_its_share_and_the_total_is_exact(method, density):
+    """Against a choice by sorting: first each layer's largest, then the largest of all that is left."""
+    method = replace(method, min_density=density)
+    shapes = (16, 4, 3, 3), (32, 16), (7, 32), (1, 1)
+    raw = [w * scale for w, scale in zip(random(*shapes), (1, 1e-3, 1, 1e-6), strict=True)]
+    sizes = [w.numel() for w in raw]
+    sparse, thresholds = project(method, raw, 0.9)
+    scales = [sum(w.shape) ** 0.5 if method.layer_sigma else 1.0 for w in raw]
+    held, rest = [], []
+    for layer, (w, scale) in enumerate(zip(raw, scales, strict=True)):
+        order = (w.flatten().abs() * scale).sort(descending=True)
+        kept = max(1, math.ceil(density * len(order.values)))
+        held += [(layer, index) for index in order.indices[:kept].tolist()]
+        rest += [
+            (m, layer, i) for m, i in zip(order.values[kept:].tolist(), order.indices[kept:].tolist(), strict=True)
+        ]
+    zeros = math.floor(0.9 * (sum(sizes) - 1)) + 1
+    rest.sort(reverse=True)
+    chosen = {*held, *((layer, index) for _, layer, index in rest[: sum(sizes) - zeros - len(held)])}
+    ours = {(layer, i) for layer, w in enumerate(sparse) for i in w.flatten().nonzero().flatten().tolist()}
+    assert ours == chosen
+    assert thresholds[1] < thresholds[0]
+    without, _ = project(replace(method, min_density=0.0), raw, 0.9)
+    assert not without[1].any()  # the layer that it is for
+
+
+def test_a_dead_channel_lives_on_by_its_gradient_only_where_it_gets_one():
+    weight = torch.tensor([[0.0, 0.5], [0.0, 0.0]])
+    gradient = torch.ones(2, 2)
+    for choice, expected in (("straight_through", [[1, 1], [1, 1]]), ("masked", [[1, 1], [0, 0]])):
+        pruner = ST3(dead_channels=choice, gradient="straight_through").start([weight], RAMP, None)
+        assert pruner.route(0, weight, weight + 0.1, gradient, 0).tolist() == expected
+
+
 # What it claims -------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +224,7 @@ def test_zeroed_weights_keep_moving_and_come_back_without_a_jump():
 
 
 def test_a_masked_gradient_leaves_zeroed_weights_where_they_are():
-    model, optimizer, sparsifier = start(ST3(gradient="masked"), 0.5, make=partial(sgd, momentum=0, weight_decay=0))
+    model, optimizer, sparsifier = start(ST3(theta=0.0), 0.5, make=partial(sgd, momentum=0, weight_decay=0))
     train(model, optimizer, [0])
     before = {name: w.clone() for name, w in sparsifier.raw_weights().items()}
     zeroed = zeros_of(sparsifier)
@@ -203,5 +251,31 @@ def test_sigma_costs_fewer_macs_at_the_same_sparsity():
 def test_wrong_choices_are_refused_by_their_name():
     with pytest.raises(UserError, match=r"method\.shrink=medium is not known: choose soft or hard"):
         ST3(shrink="medium")
-    with pytest.raises(UserError, match=r"method\.gradient=none is not known: choose straight_through or masked"):
+    with pytest.raises(UserError, match=r"method\.gradient=none is not known: choose straight_through or rescaled"):
         ST3(gradient="none")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"exponent": 0.5}, "method.exponent=0.5 must be at least 1"),
+        ({"exponent": 3.0, "shrink": "hard"}, "method.exponent=3 has no effect with method.shrink=hard"),
+        (
+            {"gradient": "rescaled", "rescale": False},
+            "method.gradient=rescaled has no effect with method.rescale=false",
+        ),
+        ({"min_density": 1.0}, r"method.min_density=1 lies outside \[0, 1\)"),
+        ({"theta": -0.1}, r"method.theta=-0.1 lies outside \[0, 1\]"),
+    ],
+)
+def test_settings_that_cannot_be_or_would_do_nothing_are_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        ST3(**settings)
+
+
+def test_a_density_for_every_layer_that_is_more_than_the_target_leaves_is_refused():
+    raw = random((10, 10), (90, 10))
+    ST3(min_density=0.1).start(raw, Constant(0.9), None)
+    for density in (0.11, 0.101):  # of which each layer keeps a whole number
+        with pytest.raises(UserError, match=r"keeps more weights than a sparsity of 0\.9"):
+            ST3(min_density=density).start(raw, Constant(0.9), None)
