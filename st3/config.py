@@ -62,7 +62,7 @@ class Config:
     seed: int = 0
     """Of initialization, data order, augmentation and dropout."""
     precision: str = "auto"
-    """auto (bf16 on CUDA that has it, else fp16; fp32 on CPU), fp32, bf16 or fp16."""
+    """auto (bf16 where the device computes with it, else fp16 on CUDA and fp32 on the CPU), fp32, bf16 or fp16."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: str = "auto"

@@ -13,7 +13,6 @@ import st3.run
 from st3.models import build_model
 from st3.run import run
 from st3.sparsify import METHODS
-from st3.training.recorder import RunRecorder
 from st3.training.run_directory import RunDirectory
 from st3.training.summary import Summary
 
@@ -41,15 +40,15 @@ def trained(method: str, folder: str, *overrides: str) -> Summary:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_continued_after_any_epoch_and_loaded(method, here, monkeypatch, capsys):
-    checkpoint = RunRecorder.checkpoint
+    write = RunDirectory.write_checkpoint
 
     def and_copied(self, state):
-        checkpoint(self, state)
-        shutil.copytree("whole", f"after {state.epoch}")
+        write(self, state)
+        shutil.copytree("whole", f"after {state['epoch']}")
 
     monkeypatch.setattr(st3.run, "draw_run", lambda path: None)
     with monkeypatch.context() as patch:
-        patch.setattr(RunRecorder, "checkpoint", and_copied)
+        patch.setattr(RunDirectory, "write_checkpoint", and_copied)
         trained(method, "whole")
     whole = load_file("whole/model.safetensors")
     for epoch in (1, 3):

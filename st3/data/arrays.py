@@ -7,6 +7,8 @@ import torch
 from st3.data.loader import Loader, Normalise, mixed_seed
 
 PADDING = 4  # pixels on each side, repeating the edge
+AT_ONCE = 8192
+"""Images that a GPU augments together: for small ones it takes longer to launch an operation than to do it."""
 
 
 def crop_flip(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
@@ -60,6 +62,8 @@ class ArrayLoader(Loader):
         self.crops = training and augment in ("crop", "crop_flip")
         self.flips = training and augment == "crop_flip"
         self.normalise = Normalise(mean, std, images.shape[-1], device)
+        each = self.batch_size // world_size
+        self._batches_at_once = max(1, AT_ONCE // each) if self.crops and self.images.is_cuda else 1
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of one epoch; see `Loader`."""
@@ -68,9 +72,11 @@ class ArrayLoader(Loader):
         offsets = torch.randint(2 * PADDING + 1, (len(order), 2), generator=random)
         flips = (torch.rand(len(order), generator=random) < 0.5) & self.flips
         # One copy to the device per epoch, none per batch.
-        drawn = (self.split(each.to(self.labels.device)) for each in (order, offsets, flips))
-        for chosen, offset, flip in zip(*drawn, strict=True):
-            images = self.images.index_select(0, chosen).permute(0, 3, 1, 2)
+        drawn = [self.split(each.to(self.labels.device)) for each in (order, offsets, flips)]
+        for first in range(0, len(drawn[0]), self._batches_at_once):
+            chosen, offset, flip = (batches[first : first + self._batches_at_once] for batches in drawn)
+            images = self.images.index_select(0, torch.cat(chosen)).permute(0, 3, 1, 2)
             if self.crops:
-                images = crop_flip(images, offset, flip)
-            yield self.normalise(images), self.labels[chosen]
+                images = crop_flip(images, torch.cat(offset), torch.cat(flip))
+            for batch, indices in zip(images.split([len(each) for each in chosen]), chosen, strict=True):
+                yield self.normalise(batch), self.labels[indices]

@@ -69,11 +69,20 @@ def pick_device(name: str, processes: Processes = SINGLE) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 on CUDA devices that have it, fp16 on others, fp32 on CPU. Raises `UserError` for fp16 on CPU."""
+    """`auto` is bf16 where the device computes with it, else fp16 on CUDA and fp32 on the CPU.
+
+    Raises `UserError` for fp16 on the CPU.
+    """
     if name == "auto":
         if device.type == "cpu":
-            return "fp32"
+            return "bf16" if cpu_has_bf16() else "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if name == "fp16" and device.type == "cpu":
         raise UserError("precision=fp16 needs a CUDA device: use precision=bf16 or precision=fp32 on the CPU")
     return name
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX-512-BF16, AMX); without, it would be slower."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

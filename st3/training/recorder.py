@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from st3.measure import LayerRow
 from st3.training.plan import Plan
 from st3.training.profiling import StepProfiler
 from st3.training.run_directory import METRICS, RunDirectory
-from st3.training.state import TrainingState
+from st3.training.state import TrainingState, copied
 from st3.training.summary import Summary
 
 
@@ -51,6 +52,8 @@ class RunRecorder:
         self._directory, self._epochs, self._profiler = directory, plan.epochs, profiler
         self._layer_rows, self._summary = layer_rows, summary
         self._row: dict[str, Any] = {}
+        self._disk = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
         path = directory.keep_metrics(state.step)
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self._writer = csv.DictWriter(self._file, METRICS)
@@ -82,9 +85,22 @@ class RunRecorder:
 
     def checkpoint(self, state: TrainingState) -> None:
         self._flush()
-        self._directory.write_checkpoint(state.state_dict())
-        if state.scores.get("epoch") == state.epoch:  # accuracy, zeros and MACs of the same network
-            self._directory.write_summary(replace(self._summary(), finished=False))
+        # Accuracy, zeros and MACs of the same network.
+        summary = replace(self._summary(), finished=False) if state.scores.get("epoch") == state.epoch else None
+        self._wait_for_disk()
+        self._writing = self._disk.submit(self._write_checkpoint, copied(state.state_dict()), summary)
+
+    def _write_checkpoint(self, state: dict[str, Any], summary: Summary | None) -> None:
+        """While the training goes on."""
+        self._directory.write_checkpoint(state)
+        if summary:
+            self._directory.write_summary(summary)
+
+    def _wait_for_disk(self) -> None:
+        """Raises what writing has met."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
     def close(self) -> None:
         if self._profiler:
@@ -93,6 +109,8 @@ class RunRecorder:
         self._flush()
         self._file.close()
         self._events.close()
+        self._disk.shutdown()
+        self._wait_for_disk()
 
     def _flush(self) -> None:
         row, self._row = self._row, {}

@@ -1,6 +1,7 @@
 """Everything that changes while training, in one place: what a checkpoint holds."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,3 +73,15 @@ class TrainingState:
             self.average.load_state_dict(state["average"])
         for name in _PLAIN:
             setattr(self, name, state[name])
+
+
+def copied(state: Any) -> Any:
+    """Nested dictionaries and lists with a copy of each tensor, where it is: what changes later does not change it.
+
+    Never waits for the device.
+    """
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list) else state

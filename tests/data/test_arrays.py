@@ -48,6 +48,18 @@ def indexed(count, **arguments):
     return ArrayLoader(images, torch.arange(count), mean=[0.0], std=[1.0], **arguments), images
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_augmenting_many_batches_at_once_gives_the_same(rank):
+    loader, _ = indexed(70, batch_size=16, training=True, augment="crop_flip", rank=rank, world_size=2)
+    expected = list(loader.epoch(1))
+    for count in (3, 100):
+        loader._batches_at_once = count  # as on a GPU
+        for (images, labels), (other_images, other_labels) in zip(expected, loader.epoch(1), strict=True):
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
+            assert other_images.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_training_drops_other_images_each_epoch():
     loader, _ = indexed(50, batch_size=16, training=True)
     assert (len(loader), loader.num_images) == (3, 50)

@@ -13,10 +13,21 @@ from st3.training.machine import Machine, pick_device, pick_machine, pick_precis
 CPU = torch.device("cpu")
 
 
-def test_without_cuda_auto_is_the_cpu_in_float32(monkeypatch):
+@pytest.mark.parametrize(
+    ("units", "name"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({}, "fp32"),  # another kind of processor
+    ],
+)
+def test_without_cuda_auto_is_the_cpu_and_what_it_has_units_for(monkeypatch, units, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     assert pick_device("auto") == CPU
-    assert pick_precision("auto", CPU) == "fp32"
+    assert pick_precision("auto", CPU) == name
+    assert pick_precision("fp32", CPU) == "fp32"
 
 
 @pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp16")])
@@ -110,5 +121,5 @@ def test_a_process_computes_on_its_own_device_also_where_only_the_current_one_is
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(Processes, "together", lambda self, action: action())  # the others are not there
     assert pick_machine("cuda", "fp32", SECOND) == Machine(torch.device("cuda:1"), "fp32", SECOND)
-    assert pick_machine("cpu", "auto", SECOND) == Machine(CPU, "fp32", SECOND)
+    assert pick_machine("cpu", "bf16", SECOND) == Machine(CPU, "bf16", SECOND)
     assert chosen == [torch.device("cuda:1")]

@@ -1,6 +1,7 @@
 """What a recorder leaves in the run directory: rows, events, checkpoints; and how a later sitting goes on with them."""
 
 import csv
+import threading
 import time
 
 import pytest
@@ -204,3 +205,31 @@ def test_a_row_torn_by_a_crash_does_not_stop_the_next_sitting(tmp_path):
     recorder = recorder_of(directory, make_state(step=4))
     recorder.close()
     assert [r["step"] for r in read_metrics(tmp_path)] == ["2", "4"]
+
+
+def test_a_checkpoint_is_of_the_moment_although_training_goes_on(tmp_path, monkeypatch):
+    directory, state = started(tmp_path), make_state()
+    recorder, may_write = recorder_of(directory, state), threading.Event()
+    write = RunDirectory.write_checkpoint
+    monkeypatch.setattr(RunDirectory, "write_checkpoint", lambda *a: may_write.wait(10) and write(*a))
+    before = state.model.weight.detach().clone()
+    recorder.checkpoint(state)
+    with torch.no_grad():
+        state.model.weight.add_(1)
+    assert not directory.has_checkpoint()
+    may_write.set()
+    recorder.close()
+    assert torch.equal(directory.checkpoint()["model"]["weight"], before)
+
+
+def test_what_a_checkpoint_meets_in_writing_is_raised_at_the_next_one_or_at_the_end(tmp_path, monkeypatch):
+    def full(directory, state):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "write_checkpoint", full)
+    state = make_state()
+    for end in (lambda recorder: recorder.checkpoint(state), lambda recorder: recorder.close()):
+        recorder = recorder_of(started(tmp_path), state)
+        recorder.checkpoint(state)
+        with pytest.raises(OSError, match="No space left"):
+            end(recorder)
