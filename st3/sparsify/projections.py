@@ -1,6 +1,6 @@
 """Projections of one weight tensor as pure functions (ST-3, arXiv:2212.01076, section 3).
 
-They never wait for the device. `st3.sparsify.kernels` computes the same for all layers in one launch.
+They never wait for the device. `st3.sparsify.kernels` computes the same for all layers together.
 """
 
 import torch

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -132,13 +133,15 @@ class CapturedStep:
         self._inputs = [tensor for batch in static for tensor in batch]
         for group in self._eager.state.optimizer.param_groups:
             group["lr"] = self._lr
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        # Other threads, such as one that pins the next batches, may go on calling CUDA.
+        capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
         try:
-            # Other threads, such as one that pins the next batches, may go on calling CUDA.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.stream(self._stream), capture:  # a capture that fails does not put the stream back
                 self._loss = self._eager.compute(static)
         except RuntimeError as error:
-            graph.reset()  # the generators and the allocator must not think that a capture is under way
+            _discard(graph, pool)
+            self._inputs.clear()
             return str(error.__context__ or error).partition("\n")[0]  # leaving the capture raises an error of its own
         self._graph = graph
         return None
@@ -151,3 +154,15 @@ class CapturedStep:
         state = self._eager.state
         state.optimizer.zero_grad(set_to_none=True)
         state.sparsifier.load_state_dict(state.sparsifier.state_dict())  # the hooks may have been left half-way
+
+
+def _discard(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    """Make generators and allocator forget a capture into `pool` that failed."""
+    try:
+        graph.pool()
+    except RuntimeError:  # not ended: `reset` does not give its memory back
+        # While PyTorch's allocator thinks that it captures, it never frees what two streams have used.
+        for leave in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with suppress(RuntimeError):  # newer versions have left it already
+                leave(torch.cuda.current_device(), pool)
+    graph.reset()

@@ -73,18 +73,28 @@ class Graphs:
     def __init__(self, monkeypatch):
         self.captures, self.replays, self.resets, self.beside, self.capturing = 0, 0, 0, 0, False
         self.fail_on: str | None = None
+        self.pools = {"captured into": set(), "kept": set()}
+        """As the allocator sees them."""
         graphs = self
 
         class Graph:
             tape: Tape
+            ended = False
 
             @torch.no_grad()
             def replay(self):
                 graphs.replays += 1
                 self.tape.play()
 
+            def pool(self):
+                if not self.ended:
+                    raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+                return self._pool
+
             def reset(self):
                 graphs.resets += 1
+                if self.ended:
+                    graphs.pools["kept"].remove(self._pool)
 
         class Stream:
             def wait_stream(self, other): ...
@@ -93,31 +103,53 @@ class Graphs:
                 return graphs.capturing
 
         @contextmanager
-        def capture(graph, **options):
+        def capture(graph, pool, stream, **options):
+            before, graphs.stream = graphs.stream, stream
             graphs.captures += 1
+            graph._pool = pool
+            for pools in graphs.pools.values():
+                pools.add(pool)
             graph.tape, graphs.capturing = Tape(graphs.fail_on), True
             try:
                 with graph.tape:
                     yield
             except RuntimeError:
-                # As CUDA does when a capture that has failed is ended.
+                # As CUDA does when a failed capture is ended. PyTorch then leaves stream and pools as they are.
                 raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
             finally:
                 graphs.capturing = False
                 graph.tape.take_back()
+            graph.ended, graphs.stream = True, before
+            leave("captured into")(0, pool)
 
         @contextmanager
         def stream(stream):
-            graphs.beside += 1
-            yield
+            before, captures, graphs.stream = graphs.stream, graphs.captures, stream
+            try:
+                yield
+            finally:
+                graphs.stream = before
+                graphs.beside += captures == graphs.captures
 
+        def leave(which):
+            def leave(device, pool):
+                if pool not in graphs.pools[which]:
+                    raise RuntimeError("not currently recording to mempool_id")
+                graphs.pools[which].remove(pool)
+
+            return leave
+
+        self.stream = Stream()
         stand_ins = {
             "is_available": lambda: True, "is_current_stream_capturing": lambda: self.capturing, "CUDAGraph": Graph,
-            "Stream": Stream, "graph": capture, "stream": stream, "current_stream": Stream, "synchronize": lambda: None,
+            "Stream": Stream, "graph": capture, "stream": stream, "synchronize": lambda: None,
+            "current_stream": lambda: self.stream, "current_device": lambda: 0,
         }  # fmt: skip
         for name, stand_in in stand_ins.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
-        monkeypatch.setattr(torch.accelerator, "current_stream", Stream)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", leave("captured into"), raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", leave("kept"), raising=False)
+        monkeypatch.setattr(torch.accelerator, "current_stream", lambda: self.stream)
         zeros = torch.zeros
         monkeypatch.setattr(torch, "zeros", lambda *size, device="cpu", **rest: zeros(*size, **rest))
 

@@ -66,9 +66,9 @@ def test_captured_training_is_the_called_training_bit_for_bit(accumulate, graphs
     assert not any(any(each["zeros"]) for each in seen[:7])
 
 
-def steps_by_hand(step: CapturedStep, state: TrainingState, count: int):
-    """Yields before each call whether the step said that it was warm, then after it the loss."""
-    for number, batch in enumerate(images(count)):
+def steps_by_hand(step: CapturedStep, state: TrainingState, count: int, device="cpu"):
+    """Yields after each call whether the step had said that it was warm, and the loss."""
+    for number, batch in enumerate(images(count, device)):
         kind = state.sparsifier.next_step(state.step)
         warm = step.is_warm(kind)
         loss = step([batch], 0.1 / (1 + number), kind)
@@ -161,10 +161,14 @@ def test_a_step_that_cannot_be_captured_is_called_instead(where, fail_from, grap
             graphs.fail_on = FAILURES[where] if self._eager.state.step >= fail_from else None
             return super().__call__(batches, lr, kind)
 
+    stream = graphs.stream
     with pytest.warns(UserWarning, match=r"cannot be captured \(CUDA error: operation .* is capturing\): training"):
         captured = trained(lambda eager: Fails(eager, required=False))
     assert graphs.captures == CAPTURED_AT.index(fail_from) + 1  # it does not try again
     assert graphs.resets == 1
+    assert graphs.stream is stream
+    assert not graphs.pools["captured into"]
+    assert len(graphs.pools["kept"]) == graphs.captures - 1  # only that of a graph that was dropped, not discarded
     assert_same_training(called, captured)
 
 
@@ -174,6 +178,21 @@ def test_a_step_that_must_be_captured_is_an_error_in_one_line(graphs):
         trained(lambda eager: CapturedStep(eager, required=True))
     assert "\n" not in str(caught.value)
     assert graphs.replays == 0
+
+
+def test_whatever_ends_a_capture_puts_the_stream_back(graphs, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    state, stream = make_state(), graphs.stream
+    step = CapturedStep(EagerStep(state, PLAN, FP32, state.model), required=True)
+    for number, _ in enumerate(steps_by_hand(step, state, 3)):
+        assert graphs.stream is stream, number
+    monkeypatch.setattr(EagerStep, "compute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step(images(1), 0.1, state.sparsifier.next_step(state.step))
+    assert graphs.captures == 1
+    assert graphs.stream is stream
 
 
 def test_after_a_failure_it_is_warm(graphs):
@@ -280,3 +299,36 @@ def test_on_a_gpu_captured_called_and_continued_training_agree(name, optimizer, 
             module.weight for module in run.state.network().modules() if isinstance(module, nn.Conv2d | nn.Linear)
         ]
         assert abs(sum((weight == 0).sum().item() for weight in weights) - 0.8 * prunable) <= 1
+
+
+class NeedsTheHost(nn.Module):
+    """Waits for the device, which a capture cannot hold."""
+
+    def forward(self, x):
+        assert x.sum().item() is not None
+        return x
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fails", [False, True])
+def test_on_a_gpu_a_capture_leaves_stream_and_memory_as_they_should_be(fails):
+    run = OnGpu(Machine(torch.device("cuda"), "fp32"), "sgd", PLAN, captured=True)
+    eager = run.step._eager
+    if fails:
+        eager.forward = nn.Sequential(run.state.model, NeedsTheHost())
+    step, stream, memory = CapturedStep(eager, required=False), torch.cuda.current_stream(), []
+    other = torch.cuda.Stream()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in range(2):
+            for _ in steps_by_hand(step, run.state, 50, "cuda"):
+                assert torch.cuda.current_stream() == stream
+                used_twice = torch.zeros(1 << 20, device="cuda")
+                used_twice.record_stream(other)  # never freed while the allocator thinks that it captures
+                del used_twice
+            torch.cuda.synchronize()
+            memory.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    assert step._failed == fails
+    assert step.is_warm(run.state.sparsifier.next_step(run.state.step))
+    assert memory[1] <= memory[0]
