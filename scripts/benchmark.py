@@ -16,13 +16,10 @@ import argparse
 import json
 import math
 import os
-import platform
-import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,7 @@ from benchmarks.step import step_table
 import st3
 from st3.errors import UserError
 from st3.sparsify.kernels import triton
-from st3.training.environment import environment
+from st3.training.environment import environment, processor
 from st3.training.machine import Machine, pick_machine
 
 TABLES = {"step": step_table, "projection": projection_table, "epoch": epoch_table}
@@ -111,13 +108,10 @@ def tables_of(args: argparse.Namespace, device: torch.device) -> list[tuple[str,
 
 def describe(machine: Machine, arguments: Sequence[str]) -> dict[str, Any]:
     """With what the tables are made."""
-    listing = Path("/proc/cpuinfo")  # on Linux
-    processor = re.search(r"model name\s*: (.+)", listing.read_text(encoding="utf-8")) if listing.exists() else None
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(machine, st3.__version__),
         "triton": triton and triton.__version__,
-        "processor": processor[1] if processor else platform.processor() or platform.machine(),
+        "processor": processor(),
         "cpu_cores": os.cpu_count(),
         "command": shlex.join(["python", "scripts/benchmark.py", *arguments]),
     }
@@ -127,9 +121,10 @@ def heading(facts: dict[str, Any]) -> str:
     commit = facts["git"]["commit"][:7] if facts["git"] else "unknown"
     if facts["git"] and facts["git"]["changed_files"]:
         commit += f" and {facts['git']['changed_files']} changed files"
+    device = "" if facts["device"] == facts["processor"] else f"{facts['device']}; "
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "triton", "python", "cuda") if facts[name])
     return (
-        f"`{facts['command']}`\n\n{facts['device']}; {facts['processor']}, {facts['cpu_threads']} threads on "
+        f"`{facts['command']}`\n\n{device}{facts['processor']}, {facts['cpu_threads']} threads on "
         f"{facts['cpu_cores']} cores; {versions}; commit {commit}; {facts['date']}"
     )
 

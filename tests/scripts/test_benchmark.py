@@ -22,7 +22,8 @@ def command(capsys, *arguments: str) -> tuple[str, str]:
     """What the command prints in this process, and what it ends with."""
     end = ""
     try:
-        benchmark.main([*arguments, "--quick", "--device", "cpu", "--threads", "1"])
+        tiny = "--quick", "--device", "cpu", "--threads", "1"
+        benchmark.main([arguments[0], "--precision", "fp32", *arguments[1:], *tiny])
     except SystemExit as error:
         end = str(error)
     return capsys.readouterr().out, end
@@ -65,7 +66,7 @@ def test_a_fallback_to_slower_code_is_the_reason_of_one_contender(capsys, monkey
     project = ST3Pruner.project
 
     def falls_back(self, *arguments):
-        if self.layer_sigma:
+        if self.method.layer_sigma:
             warnings.warn("st3's fused projection cannot be used on this device (it is old)", stacklevel=2)
         return project(self, *arguments)
 

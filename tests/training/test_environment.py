@@ -1,5 +1,6 @@
 import json
 import subprocess
+from datetime import UTC, datetime, timedelta
 
 import torch
 from training_cases import FP32
@@ -13,7 +14,8 @@ def test_it_is_plain_data_about_this_machine():
     found = environment(FP32, "1.2")
     assert found["st3"] == "1.2"
     assert found["torch"] == torch.__version__
-    assert (found["cuda"], found["processes"]) == (None, 1)
+    assert (found["cuda"], found["processes"], found["precision"]) == (None, 1, "fp32")
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(found["date"])) < timedelta(minutes=1)
     assert environment(Machine(FP32.device, "fp32", Processes(world_size=4)), "1.2")["processes"] == 4
     assert json.loads(json.dumps(found)) == found
 
