@@ -13,6 +13,8 @@ ENVIRONMENT = {
     "st3": "0.1.0",
     "torch": "2",
     "device": "x86_64",
+    "cpu_threads": 1,
+    "date": "2026-11-24",
     "git": {"commit": "0123456789abcdef", "changed_files": 2},
 }
 
@@ -41,9 +43,10 @@ def fake_run(
     overrides: Sequence[str] = (),
     layers: Sequence[LayerRow] = (),
     metrics: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, Any] = ENVIRONMENT,
 ) -> RunDirectory:
     directory = RunDirectory(path)
-    directory.start(config or {"epochs": summary.epochs}, overrides, ENVIRONMENT)
+    directory.start(config or {"epochs": summary.epochs}, overrides, environment)
     directory.write_layers(layers)
     with open(directory.keep_metrics(0), "a", newline="", encoding="utf-8") as file:
         csv.DictWriter(file, METRICS).writerows(metrics)

@@ -3,177 +3,121 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from st3.report.results import Result, Results, Run, Statistic
-from st3.report.table import Row
-
-CONVENTIONS = (
-    "Top-1 is in percent of the test images, of the network after the last epoch; ± is the sample standard deviation "
-    "over the seeds, n their number.",
-    "The difference is measured minus published, in points.",
-    "Sparsity is the fraction of the prunable weights that are exactly zero, counted in the trained network; prunable "
-    "are the weights of every Conv2d and Linear layer that the run does not leave dense.",
-    "MACs are multiply-accumulates of Conv2d and Linear layers for one image; a zero weight costs nothing; biases, "
-    "normalisation, activations and pooling are not counted.",
-    "Published figures follow the conventions of their own sources.",
+from st3.report.notes import (
+    CONVENTIONS,
+    command,
+    footnotes,
+    making,
+    plus_minus,
+    remarks,
+    signed,
+    sources,
+    warnings,
 )
+from st3.report.results import Result, Results, Run
+
 NOTHING = "–"
+MEASURED = "top-1 measured"
 
 
 def headings(results: Results) -> list[str]:
     """The columns of `cells` that are not empty in every row."""
-    rows = [cells(result) for result in results.rows]
+    rows = [cells(results, result) for result in results.rows]
     return [name for name in rows[0] if any(row[name] != NOTHING for row in rows)] if rows else ["method"]
 
 
-def cells(result: Result) -> dict[str, str]:
-    """Heading to text. `footnotes` explains the marks."""
-    row, published = result.row, result.row.published
+def cells(results: Results, result: Result) -> dict[str, str]:
+    """Heading to text of one of the rows. `footnotes` explains the marks."""
+    row, published, contest = result.row, result.row.published, results.contest(result)
     dagger, double_dagger = " †" if result.missed else "", " ‡" if result.warnings else ""
+    minus_best = NOTHING
+    if contest:
+        difference = contest.minus_best(result)
+        pairs = f" ({difference.n} pairs)" if difference.n < len(result.runs) else ""
+        minus_best = "best" if result is contest.best else f"{plus_minus(difference, signed)}{pairs}"
+    budgets = {epochs for each in results.measured for epochs in each.epochs}
     return {
         "method": f"{row.label}{double_dagger}",
         "sparsity (%)": f"{100 * row.sparsity:g}",
+        "epochs": ", ".join(map(str, result.epochs)) if len(budgets) > 1 and result.runs else NOTHING,
         "top-1 published": f"{published.top1:.2f}" if published else NOTHING,
-        "top-1 measured": _plus_minus(result.top1) if result.runs else NOTHING,
+        MEASURED: plus_minus(result.top1) if result.runs else NOTHING,
         "n": str(len(result.runs)) if result.runs else NOTHING,
-        "difference": NOTHING if result.difference is None else _signed(result.difference),
+        "minus best": minus_best,
+        "minus published": NOTHING if result.difference is None else signed(result.difference),
         "sparsity measured (%)": f"{100 * result.sparsity.mean:.2f}{dagger}" if result.runs else NOTHING,
         "M MACs published": f"{published.macs_millions:g}" if published and published.macs_millions else NOTHING,
         "M MACs measured": _significant(result.macs_millions.mean) if result.runs else NOTHING,
     }
 
 
-def footnotes(results: Results) -> list[str]:
-    """What the marks in the table mean, to be shown below it."""
-    missed = any(result.missed for result in results.rows)
-    lines = ["† The measured sparsity of a run misses the target by more than 0.5 points."] if missed else []
-    rows: dict[str, list[str]] = {}
-    for result in results.rows:
-        for warning in result.warnings:
-            rows.setdefault(warning, []).append(result.row.name)
-    return lines + [f"‡ {'; '.join(names)}: {warning}." for warning, names in rows.items()]
-
-
-def warnings(results: Results) -> list[str]:
-    """What a reader must know before the numbers: that the runs are not those of the table, or not all there."""
-    lines = []
-    runs = results.runs
-    if changes := dict.fromkeys(change for run in runs for change in run.changes):
-        changed = sum(bool(run.changes) for run in runs)
-        which = f"{changed} of {len(runs)} runs" if changed < len(runs) else "All runs"
-        lines.append(f"{which} depart from the table's own settings: {', '.join(changes)}.")
-    budgets = sorted({run.summary.epochs for run in runs})
-    if len(budgets) > 1:
-        lines.append(f"The runs differ in their epochs: {', '.join(map(str, budgets))}.")
-    if results.unfinished:
-        lines.append(f"Not finished, and not counted: {', '.join(results.unfinished)}.")
-    if results.empty:
-        lines.append(f"Neither measured nor published yet: {_by_sparsity(results.empty)}.")
-    return lines
-
-
-def remarks(results: Results) -> list[str]:
-    """The notes of the table and of its series, and which layers the runs have pruned."""
-    lines = [" ".join(note.split()) for note in results.table.notes]
-    shown = {result.row.label for result in results.rows}
-    for series in results.table.series:
-        if series.note and series.label in shown:
-            lines.append(f"{series.label}: {' '.join(series.note.split())}")
-    by_layers: dict[str, list[str]] = {}
-    for result in results.measured:
-        if result.row.sparsity:
-            for run in result.runs:
-                labels = by_layers.setdefault(_pruned(run), [])
-                if result.row.label not in labels:
-                    labels.append(result.row.label)
-    lines += [
-        f"Layers pruned in the measured runs of {', '.join(labels)}: {what}." for what, labels in by_layers.items()
-    ]
-    return lines
-
-
-def sources(results: Results) -> list[str]:
-    """Where the published figures are from, in a sentence; none where none are shown."""
-    labels: dict[str, list[str]] = {}
-    for result in results.rows:
-        if result.row.published:
-            of_source = labels.setdefault(result.row.published.source, [])
-            of_source += [result.row.label] if result.row.label not in of_source else []
-    texts = [f"{', '.join(names)}: {source}" for source, names in labels.items()]
-    return [f"Sources of the published figures: {'; '.join(texts)}."] if texts else []
-
-
-def making(results: Results) -> list[str]:
-    """How long the runs are and took, and the versions and devices that made them."""
-    if not results.runs:
-        return []
-    runs = results.runs
-
-    def values(of_run: Callable[[Run], object]) -> str:
-        return ", ".join(dict.fromkeys(str(of_run(run)) for run in runs))
-
-    def commit(run: Run) -> str:
-        git = run.environment.get("git")
-        return f"{git['commit'][:10]}{' with changes' if git['changed_files'] else ''}" if git else "none known"
-
-    return [
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {values(lambda run: run.summary.epochs)} epochs, "
-        f"{values(lambda run: run.summary.model)} on {values(lambda run: run.summary.dataset)}, seeds "
-        f"{values(lambda run: run.seed)}, {sum(run.summary.seconds for run in runs) / 3600:.2f} hours together.",
-        f"st3 {values(lambda run: run.environment.get('st3'))}, PyTorch "
-        f"{values(lambda run: run.environment.get('torch'))}, on {values(lambda run: run.environment.get('device'))}; "
-        f"git commit {values(commit)}.",
-    ]
-
-
 def to_markdown(results: Results, folder: Path) -> str:
     """With links, relative to `folder`, to the run directories."""
-    columns = headings(results)
-    lines = [f"# {results.table.title}", ""]
-    lines += [f"**{warning}**\n" for warning in warnings(results)]
-    lines += [_line([*columns, "runs"]), _line([*(_rule(name) for name in columns), "---"])]
-    for result in results.rows:
-        text = cells(result)
-        links = [f"[s{run.seed}]({link(run, folder)})" for run in result.runs]
-        lines.append(_line([*(text[name] for name in columns), ", ".join(links) or NOTHING]))
-    lines += ["", *(f"{note}\n" for note in footnotes(results))]
-    lines += [f"- {line}" for line in (*remarks(results), *CONVENTIONS, *sources(results), *making(results))]
-    return "\n".join(lines) + "\n"
+    text = [f"# {results.table.title}", "", *_table(results, folder), "", *(f"{note}\n" for note in footnotes(results))]
+    text += [f"- {line}" for line in (*remarks(results), *CONVENTIONS, *sources(results), *making(results))]
+    return "\n".join(text) + "\n"
+
+
+def to_block(results: Results, table: str) -> str:
+    """Markdown that stands in somebody else's text, says all by itself and links to nothing. `table` is how the command
+    names the table."""
+    text = [f"```bash\n{command(results, table)}\n```", ""] if results.runs else []
+    text += [*_table(results, None), "", *(f"{note}\n" for note in footnotes(results)), *making(results), ""]
+    text += ["<details><summary>What is trained and counted</summary>", ""]
+    text += [f"- {line}" for line in (*remarks(results), *CONVENTIONS, *sources(results))]
+    return "\n".join([*text, "", "</details>"]) + "\n"
 
 
 def to_csv(results: Results, folder: Path) -> str:
     """Unrounded, a line for each row; empty where there is nothing."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    line: list[object]
-    writer.writerow(
+    writer = csv.DictWriter(
+        file,
         ["method", "sparsity_target", "top1_published", "macs_millions_published", "source", "n", "top1_mean",
-         "top1_std", "difference", "sparsity_mean", "missed", "macs_millions_mean", "macs_millions_std", "epochs",
-         "seeds", "run_dirs", "warnings"]
+         "top1_std", "top1_half_width", "minus_best", "minus_best_half_width", "minus_best_n", "minus_published",
+         "sparsity_mean", "missed", "macs_millions_mean", "macs_millions_std", "epochs", "seeds", "run_dirs",
+         "warnings"],
+        lineterminator="\n",
     )  # fmt: skip
+    writer.writeheader()
     for result in results.rows:
-        published = result.row.published
-        line = [result.row.label, result.row.sparsity]
-        line += [published.top1, published.macs_millions, published.source] if published else [None] * 3
-        line.append(len(result.runs))
+        published, contest = result.row.published, results.contest(result)
+        line: dict[str, object] = {
+            "method": result.row.label,
+            "sparsity_target": result.row.sparsity,
+            "n": len(result.runs),
+            "minus_published": result.difference,
+        }
+        if published:
+            line |= {
+                "top1_published": published.top1,
+                "macs_millions_published": published.macs_millions,
+                "source": published.source,
+            }
         if result.runs:
-            line += [
-                result.top1.mean,
-                result.top1.std,
-                result.difference,
-                result.sparsity.mean,
-                result.missed,
-                result.macs_millions.mean,
-                result.macs_millions.std,
-                " ".join(dict.fromkeys(str(run.summary.epochs) for run in result.runs)),
-                " ".join(str(run.seed) for run in result.runs),
-                " ".join(link(run, folder) for run in result.runs),
-                "; ".join(result.warnings),
-            ]
-        else:
-            line += [None] * 11
+            line |= {
+                "top1_mean": result.top1.mean,
+                "top1_std": result.top1.std,
+                "top1_half_width": result.top1.half_width,
+                "sparsity_mean": result.sparsity.mean,
+                "missed": result.missed,
+                "macs_millions_mean": result.macs_millions.mean,
+                "macs_millions_std": result.macs_millions.std,
+                "epochs": " ".join(map(str, result.epochs)),
+                "seeds": " ".join(str(run.seed) for run in result.runs),
+                "run_dirs": " ".join(link(run, folder) for run in result.runs),
+                "warnings": "; ".join(result.warnings),
+            }
+        if contest:
+            difference = contest.minus_best(result)
+            line |= {
+                "minus_best": difference.mean,
+                "minus_best_half_width": difference.half_width,
+                "minus_best_n": difference.n,
+            }
         writer.writerow(line)
     return file.getvalue()
 
@@ -193,11 +137,13 @@ def to_latex(results: Results) -> str:
     ]
     before = None
     for result in results.rows:
-        text = cells(result)
+        text = {name: _latex(cell) for name, cell in cells(results, result).items()}
+        if results.inside_noise(result):
+            text[MEASURED] = rf"\textbf{{{text[MEASURED]}}}"
         if before and result.row.label != before:
             lines.append(r"\addlinespace")
         before = result.row.label
-        lines.append(rf"{' & '.join(_latex(text[name]) for name in columns)} \\")
+        lines.append(rf"{' & '.join(text[name] for name in columns)} \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     for line in (*warnings(results), *footnotes(results), *sources(results)):
         lines += ["", rf"{{\footnotesize {_latex(line)}}}"]
@@ -210,28 +156,20 @@ def link(run: Run, folder: Path) -> str:
     return Path(os.path.relpath(run.directory.path, folder)).as_posix()
 
 
-def _by_sparsity(rows: Sequence[Row]) -> str:
-    of_label: dict[str, list[str]] = {}
-    for row in rows:
-        of_label.setdefault(row.label, []).extend([f"{100 * row.sparsity:g}"] if row.sparsity else [])
-    labels: dict[str, list[str]] = {}
-    for label, sparsities in of_label.items():
-        labels.setdefault(", ".join(sparsities), []).append(label)
-    return "; ".join(", ".join(names) + (f" at {what} %" if what else "") for what, names in labels.items())
-
-
-def _pruned(run: Run) -> str:
-    dense = [layer["name"] for layer in run.layers if layer["pruned"] != "True"]
-    return f"{len(run.layers) - len(dense)} of {len(run.layers)}" + (f", not {', '.join(dense)}" if dense else "")
-
-
-def _plus_minus(value: Statistic) -> str:
-    return f"{value.mean:.2f}" + (f" ± {value.std:.2f}" if value.std is not None else "")
-
-
-def _signed(value: float) -> str:
-    rounded = round(value, 2) + 0.0  # no minus before zero
-    return f"{rounded:+.2f}".replace("-", "−")
+def _table(results: Results, folder: Path | None) -> Iterator[str]:
+    """Lines of Markdown; without `folder` there is no column of links to the runs."""
+    columns = headings(results)
+    yield from (f"**{warning}**\n" for warning in warnings(results))
+    yield _line([*columns, *(["runs"] if folder else [])])
+    yield _line([*("---" if name == "method" else "---:" for name in columns), *(["---"] if folder else [])])
+    for result in results.rows:
+        text = cells(results, result)
+        if results.inside_noise(result):
+            text[MEASURED] = f"**{text[MEASURED]}**"
+        line = [text[name] for name in columns]
+        if folder:
+            line.append(", ".join(f"[s{run.seed}]({link(run, folder)})" for run in result.runs) or NOTHING)
+        yield _line(line)
 
 
 def _significant(millions: float) -> str:
@@ -240,10 +178,6 @@ def _significant(millions: float) -> str:
 
 def _line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
-
-
-def _rule(name: str) -> str:
-    return "---" if name == "method" else "---:"
 
 
 _LATEX = {

@@ -5,18 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from st3.report.formats import (
-    CONVENTIONS,
-    NOTHING,
-    cells,
-    footnotes,
-    headings,
-    link,
-    making,
-    remarks,
-    sources,
-    warnings,
-)
+from st3.report.formats import MEASURED, NOTHING, cells, headings, link
+from st3.report.notes import CONVENTIONS, footnotes, making, remarks, sources, warnings
 from st3.report.results import Results
 
 _STYLE = """
@@ -32,6 +22,7 @@ th, td { padding: 0.2rem 0.55rem; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal; min-width: 3.2rem; }
 th.text, td.text { text-align: left; }
 tr.first td { border-top: 1px solid #bbb; }
+td.best { font-weight: 600; background: #E3EFF7; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 a { color: #0072B2; }
 figure { margin: 1.5rem 0; }
@@ -79,12 +70,12 @@ def to_html(results: Results, folder: Path, plots: Mapping[str, tuple[str, str]]
 
 def _table(results: Results, folder: Path) -> str:
     columns = headings(results)
-    heads = "".join(f'<th{_align(name)} scope="col">{escape(name)}</th>' for name in [*columns, "runs"])
+    heads = "".join(f'<th{_class(name)} scope="col">{escape(name)}</th>' for name in [*columns, "runs"])
     lines, before = [], ""
     for result in results.rows:
-        text = cells(result)
+        text, best = cells(results, result), MEASURED if results.inside_noise(result) else None
         links = ", ".join(f'<a href="{escape(link(run, folder))}/">s{run.seed}</a>' for run in result.runs) or NOTHING
-        filled = "".join(f"<td{_align(name)}>{escape(text[name])}</td>" for name in columns)
+        filled = "".join(f"<td{_class(name, best)}>{escape(text[name])}</td>" for name in columns)
         first = ' class="first"' if result.row.label != before else ""
         lines.append(f'<tr{first}>{filled}<td class="text">{links}</td></tr>')
         before = result.row.label
@@ -92,8 +83,8 @@ def _table(results: Results, folder: Path) -> str:
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def _align(name: str) -> str:
-    return ' class="text"' if name in ("method", "runs") else ""
+def _class(name: str, best: str | None = None) -> str:
+    return ' class="best"' if name == best else ' class="text"' if name in ("method", "runs") else ""
 
 
 def _figure(picture: Path, caption: str, shows: str) -> str:

@@ -171,7 +171,13 @@ def _accuracy_by_row(results: Results) -> Figure:
             )
         if result.runs:
             axes.errorbar(
-                result.top1.mean, place, xerr=result.top1.std, fmt=marker, color=colour, markersize=FILLED, capsize=3
+                result.top1.mean,
+                place,
+                xerr=result.top1.half_width,
+                fmt=marker,
+                color=colour,
+                markersize=FILLED,
+                capsize=3,
             )
     sparsity = max(result.row.sparsity for result in results.rows)
     axes.set_yticks(range(len(results.rows)), [result.row.label for result in results.rows])
@@ -211,7 +217,7 @@ def _lines(
             axes.errorbar(
                 [measured(result) for result in done],
                 [result.top1.mean for result in done],
-                yerr=[result.top1.std or 0 for result in done] if any(r.top1.n > 1 for r in done) else None,
+                yerr=[result.top1.half_width or 0 for result in done] if any(r.top1.n > 1 for r in done) else None,
                 marker=marker,
                 color=colour,
                 markersize=FILLED,

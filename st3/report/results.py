@@ -1,34 +1,19 @@
-"""What came out of the runs of a table: read from run directories, then mean and spread over the seeds."""
+"""What came out of the runs of a table: read from run directories, averaged over the seeds, and ranked."""
 
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from st3.report.statistics import Statistic, paired_differences, statistic
 from st3.report.table import Row, Table
 from st3.training.run_directory import RunDirectory
 from st3.training.summary import Summary
 
 TOLERANCE = 0.005
 """A row whose sparsity is further than this from its target is marked."""
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A figure over the seeds."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation (n − 1); None for one seed."""
-    n: int
-
-
-def statistic(values: Sequence[float]) -> Statistic:
-    """Of at least one value."""
-    return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 @dataclass(frozen=True)
@@ -91,6 +76,21 @@ class Result:
         return self.top1.mean - self.row.published.top1 if self.runs and self.row.published else None
 
     @property
+    def epochs(self) -> list[int]:
+        """How long its runs are: one number, unless they should not be averaged."""
+        return sorted({run.summary.epochs for run in self.runs})
+
+    def differences(self, other: "Result") -> list[float]:
+        """Top-1 in points minus the other's, for each seed that both have."""
+        mine, others = ({run.seed: run.summary.top1 for run in each.runs} for each in (self, other))
+        return paired_differences(mine, others)
+
+    def minus(self, other: "Result") -> Statistic | None:
+        """The mean of these differences, and their spread; None where the rows have no seed in common."""
+        differences = self.differences(other)
+        return statistic(differences) if differences else None
+
+    @property
     def missed(self) -> bool:
         """Whether any of its runs is off the target by more than `TOLERANCE`."""
         slack = 1e-9  # half a point exactly is within, whatever binary fractions make of it
@@ -100,6 +100,39 @@ class Result:
     def warnings(self) -> list[str]:
         """What its runs say that a reader must know, each once."""
         return list(dict.fromkeys(warning for run in self.runs for warning in run.summary.warnings))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Rows that are ranked against each other, by their mean top-1."""
+
+    sparsity: float
+    epochs: int
+    rows: tuple[Result, ...]
+    """The best first; it and each other one have two seeds or more in common."""
+
+    @property
+    def best(self) -> Result:
+        return self.rows[0]
+
+    @classmethod
+    def of(cls, sparsity: float, epochs: int, rows: Sequence[Result]) -> "Contest | None":
+        """None where fewer than two of the rows can be ranked: a single seed has no interval."""
+        several = sorted((row for row in rows if len(row.runs) > 1), key=lambda row: row.top1.mean, reverse=True)
+        ranked = tuple(row for row in several if (difference := row.minus(several[0])) and difference.n > 1)
+        return cls(sparsity, epochs, ranked) if len(ranked) > 1 else None
+
+    def minus_best(self, row: Result) -> Statistic:
+        """The paired difference of one of the rows; 0 for the best."""
+        difference = row.minus(self.best)
+        assert difference
+        return difference
+
+    def inside_noise(self, row: Result) -> bool:
+        """Whether it is not shown to be below the best: the interval of the difference does not end below 0."""
+        difference = self.minus_best(row)
+        assert difference.half_width is not None
+        return difference.mean + difference.half_width >= 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +154,31 @@ class Results:
     @property
     def measured(self) -> list[Result]:
         return [result for result in self.rows if result.runs]
+
+    @property
+    def comparable(self) -> dict[tuple[float, int], list[Result]]:
+        """The measured rows of each sparsity and number of epochs; without those that miss their sparsity, or whose
+        runs differ in their epochs."""
+        groups: dict[tuple[float, int], list[Result]] = {}
+        for result in self.measured:
+            if len(result.epochs) == 1 and not result.missed:
+                groups.setdefault((result.row.sparsity, result.epochs[0]), []).append(result)
+        return groups
+
+    @cached_property
+    def contests(self) -> list[Contest]:
+        """One at most for each sparsity and number of epochs."""
+        found = (Contest.of(*budget, rows) for budget, rows in self.comparable.items())
+        return [contest for contest in found if contest]
+
+    def contest(self, result: Result) -> Contest | None:
+        """The one in which a row is ranked."""
+        return next((each for each in self.contests if result in each.rows), None)
+
+    def inside_noise(self, result: Result) -> bool:
+        """Whether a row is to be shown as the best at its sparsity, or as one that may be as good."""
+        contest = self.contest(result)
+        return contest is not None and contest.inside_noise(result)
 
 
 def read_results(table: Table, folder: Path) -> Results:

@@ -28,9 +28,9 @@ _KNOWN = {
     "Top-KAST": (PURPLE, "d"),
     "OptG": (SKY, "p"),
 }
-_OTHERS = list(
-    zip([GREEN, AMBER, PURPLE, SKY, BLACK] * 3, ["^", "D", "v", "P", "X", "*", ">", "h", "d", "p", "<"], strict=False)
-)
+# 5 and 11 have no common factor: 55 pairs, of which neighbours differ in both.
+_PAIRS = [((GREEN, AMBER, PURPLE, SKY, BLACK)[i % 5], "^DvPX*>hdp<"[i % 11]) for i in range(55)]
+_OTHERS = [pair for pair in _PAIRS if pair not in _KNOWN.values()]
 
 
 def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -4,6 +4,7 @@ title: …
 notes: [one sentence or more on what is trained, counted and pruned, …]
 overrides: [what every run says to st3-train, …]
 sparsities: [0.8, 0.9]          for the series without points of their own
+reference: ST-3                 the series that others are compared with in the plot of differences; else the best row
 series:
   - label: ST-3                 the name of its rows, and of its line in the plots
     method: st3                 method=st3; without `run: false` every series names one
@@ -78,6 +79,8 @@ class Table:
     title: str
     notes: tuple[str, ...]
     series: tuple[Series, ...]
+    reference: str | None = None
+    """Label of the series from which differences are drawn; None: the best row at each sparsity."""
 
     @property
     def rows(self) -> list[Row]:
@@ -91,12 +94,17 @@ def load_table(path: Path) -> Table:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     what = str(path)
-    content = _settings(what, loaded, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities"})
+    content = _settings(
+        what, loaded, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities", "reference"}
+    )
     series = tuple(
         _series(f"{what}, series {number}", entry, content["overrides"], content.get("sparsities"))
         for number, entry in enumerate(_list(f"{what}: series", content["series"]), start=1)
     )
-    table = Table(path.stem, content["title"], tuple(_list(f"{what}: notes", content.get("notes", []))), series)
+    notes = tuple(_list(f"{what}: notes", content.get("notes", [])))
+    table = Table(path.stem, content["title"], notes, series, content.get("reference"))
+    if table.reference not in (None, *(each.label for each in series)):
+        raise UserError(f"{what}: reference {table.reference} is the label of no series")
     slugs = [row.slug for row in table.rows]
     if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
         raise UserError(f"{what}: two rows would share the name {twice[0]}: change a label")

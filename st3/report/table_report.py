@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from st3.report.difference_plot import paired_differences
 from st3.report.formats import to_csv, to_latex, to_markdown
 from st3.report.page import to_html
 from st3.report.plots import accuracy_over_macs, accuracy_over_sparsity, layer_sparsity, training_curves
@@ -12,9 +13,16 @@ from st3.report.table import Table
 _PLOTS = {
     "accuracy_over_sparsity": (
         accuracy_over_sparsity,
-        "Top-1 accuracy and sparsity. Filled: measured here, with the standard deviation over seeds where there are "
-        "several; hollow: published.",
+        "Top-1 accuracy and sparsity. Filled: measured here, with the 95 % interval where there are several seeds; "
+        "hollow: published.",
         "Plot of top-1 accuracy over sparsity",
+    ),
+    "paired_differences": (
+        paired_differences,
+        "Top-1 minus that of the row named above each panel, in points, over the seeds that both rows have: mean, 95 % "
+        "interval, and a dot for each seed. An interval that reaches 0 does not tell the two rows apart; one without a "
+        "cap goes on outside the picture.",
+        "Plot of paired differences in top-1 accuracy",
     ),
     "accuracy_over_macs": (
         accuracy_over_macs,

@@ -7,17 +7,23 @@ apart. So start one command for each GPU, or let Slurm do so.
 
 examples:
   st3 reproduce fashion_mnist_embedded                       needs no data and no GPU
-  st3 reproduce cifar10_resnet20 --seeds 0,1,2 --jobs 2      two runs at once
+  st3 reproduce cifar10_resnet20 --seeds 0..4 --jobs 2       five seeds a row, two runs at once
   st3 reproduce cifar10_resnet20 --rows 'dense*,*-90,*-95'   these first; others later, same report
   st3 reproduce cifar10_resnet20 epochs=5 --out short        an override for every row
   st3 reproduce resnet50_imagenet --dry-run                  every command and what it costs
   st3 reproduce cifar10_resnet20 --report-only               the report of the runs that are there
+  st3 reproduce cifar10_resnet20 --report-only --write docs/results.md    and the table into a text of yours (below)
   for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu st3 reproduce cifar10_resnet20 & done; wait
   sbatch --array=0-7 --gpus=1 --wrap "st3 reproduce cifar10_resnet20"
+
+--write FILE replaces what stands in FILE, any Markdown, between these two lines, and nothing else:
+  <!-- BEGIN st3 reproduce cifar10_resnet20 -->
+  <!-- END st3 reproduce cifar10_resnet20 -->
 """
 
 import argparse
 import fcntl
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,11 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows", type=_patterns, metavar="NAME,…", help="only some rows, by shell patterns: 'dense*,st-3*,*-90'"
     )
     parser.add_argument(
-        "--seeds", type=_seeds, default=[0], metavar="0,1,2", help="each row has a run for each (default 0)"
+        "--seeds", type=_seeds, default=[0], metavar="0..4,7", help="each row has a run for each (default 0)"
     )
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="runs at once (default 1)")
     parser.add_argument("--out", metavar="DIR", help="where the runs are (default outputs/tables/TABLE)")
     parser.add_argument("--images-per-second", type=positive, metavar="R", help="a measured rate, to estimate hours")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its marks in FILE, too")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print every command and what it costs")
     instead.add_argument("--report-only", action="store_true", help="write the report of the runs that are there")
@@ -51,17 +58,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The exit code: 0, or 1 when a run is broken. Raises `UserError` and KeyboardInterrupt."""
+    from st3.report.document import around_block
     from st3.sparsify import METHODS
     from st3.tables.plan import chosen, describe_cost, plan
     from st3.tables.workers import run_all, stoppable
 
     table = _find_table(options.table)
     out = Path(options.out or Path("outputs", "tables", table.name))
+    if options.write:
+        if options.dry_run:
+            raise UserError("--dry-run writes nothing: leave out --write")
+        around_block(options.write, table.name)  # what is wrong with it is said before hours of training
     if options.report_only:
         if options.overrides or options.rows:
             given = shlex.join(options.overrides) or "--rows"
             raise UserError(f"--report-only trains nothing and shows all: leave out {given}")
-        _report(table, out)
+        _report(table, out, options)
         return 0
     if missing := list(dict.fromkeys(r.method for r in table.rows if r.method and r.method not in METHODS)):
         comment = "# " if options.dry_run else ""
@@ -80,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     make_folder(out)
     with stoppable():
         outcome = run_all(tasks, options.jobs, say=lambda line: print(line, flush=True))
-        _report(table, out)
+        _report(table, out, options)
     for task, by in outcome.held:
         print(f"left: {task.name}, to {by}")
     for task, error in outcome.broken:
@@ -98,7 +110,9 @@ def make_folder(out: Path) -> None:
         raise UserError(f"--out {out} cannot be created ({error.strerror}): choose another") from error
 
 
-def _report(table: "Table", out: Path) -> None:
+def _report(table: "Table", out: Path, options: argparse.Namespace) -> None:
+    from st3.report.document import write_block
+    from st3.report.formats import to_block
     from st3.report.table_report import write_report
 
     if not out.is_dir():
@@ -106,7 +120,11 @@ def _report(table: "Table", out: Path) -> None:
     with open(out / ".report.lock", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # one report at a time
         page, results = write_report(table, out)
+        if options.write:
+            write_block(options.write, table.name, to_block(results, options.table))
     print(f"{len(results.runs)} runs in {len(results.measured)} of {len(table.rows)} rows; report: {page}", flush=True)
+    if options.write:
+        print(f"table written into {options.write}", flush=True)
 
 
 def _find_table(name: str) -> "Table":
@@ -133,9 +151,14 @@ def _patterns(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [int(seed) for seed in text.split(",")]
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text} must be different numbers from 0 on")
+    seeds: list[int] = []
+    for part in text.split(","):
+        if not (ends := re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)):
+            raise argparse.ArgumentTypeError(f"{text} must be numbers from 0 on, as in 0,1,2 or 0..4 or 0..2,7")
+        span = range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+        if not span or set(span) & set(seeds):
+            raise argparse.ArgumentTypeError(f"{text} must be different numbers, from the lower to the higher")
+        seeds += span
     return seeds
 
 

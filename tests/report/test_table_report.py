@@ -5,36 +5,19 @@ import math
 import re
 
 import pytest
-from fake_runs import fake_layer, fake_run, fake_summary
+from fake_runs import ENVIRONMENT
 from PIL import Image
+from report_cases import make_run, make_table, series
 
-from st3.report.formats import cells, to_csv, to_latex, to_markdown
+from st3.report.formats import cells, to_block, to_csv, to_latex, to_markdown
+from st3.report.notes import command, making, spans
 from st3.report.page import to_html
 from st3.report.plots import accuracy_over_macs, accuracy_over_sparsity, layer_sparsity, nines, training_curves
-from st3.report.results import read_results, statistic
+from st3.report.results import read_results
 from st3.report.style import styles
-from st3.report.table import Published, Row, Series, Table
 from st3.report.table_report import write_report
 
-PLOTS = ("accuracy_over_sparsity", "accuracy_over_macs", "layer_sparsity", "training_curves")
-
-
-def series(label, *points, method="st3", note=None):
-    rows = tuple(
-        Row(
-            label,
-            method,
-            sparsity,
-            ("epochs=4", f"method={method}"),
-            published and Published(*published, "a_paper & co"),
-        )
-        for sparsity, published in points
-    )
-    return Series(label, note, rows)
-
-
-def make_table(*all_series):
-    return Table("mine", "50 % of A_B & C", ("A note.",), all_series)
+PLOTS = ("accuracy_over_sparsity", "paired_differences", "accuracy_over_macs", "layer_sparsity", "training_curves")
 
 
 @pytest.fixture
@@ -45,22 +28,6 @@ def table():
         series("ST-3σ", (0.9, None)),
         series("GMP", (0.8, (70.0, None)), method=None),
         series("RigL", (0.95, None)),
-    )
-
-
-def make_run(folder, row, seed, *, top1=70.0, off=0.0, typed=None, **changes):
-    """A run of two layers and four epochs; `off` is how far its sparsity is from the target."""
-    path, sparsity = folder / f"{row.slug}-s{seed}", row.sparsity + off
-    metrics = [
-        {"step": 2 * e, "sparsity": row.sparsity * e / 4, "test_top1": top1 * e / 4 if e > 1 else ""}
-        for e in range(1, 5)
-    ]
-    fake_run(
-        path,
-        fake_summary(**{"top1": top1, "sparsity": sparsity} | changes),
-        overrides=[*(typed or row.overrides), f"seed={seed}", f"run_dir={path}"],
-        layers=[fake_layer("conv1", sparsity, pruned=False), fake_layer("conv2", sparsity)],
-        metrics=metrics,
     )
 
 
@@ -76,15 +43,6 @@ def runs(table, tmp_path):
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
-
-
-def test_mean_and_sample_standard_deviation():
-    one = statistic([3.0])
-    assert (one.mean, one.std, one.n) == (3.0, None, 1)
-    three = statistic([1.0, 2.0, 4.0])
-    assert three.mean == pytest.approx(7 / 3)
-    assert three.std == pytest.approx(math.sqrt(7 / 3))  # (16 + 1 + 25) / 9 over n − 1 = 2
-    assert three.n == 3
 
 
 def test_seeds_are_found_and_compared_with_what_was_published(table, runs):
@@ -122,7 +80,7 @@ def test_the_double_dagger_marks_rows_whose_runs_warn(table, tmp_path):
     make_run(tmp_path, at_90, 1, warnings=[few])
     make_run(tmp_path, sigma, 0)
     results = read_results(table, tmp_path)
-    assert [cells(result)["method"] for result in results.measured] == ["ST-3 ‡", "ST-3 ‡", "ST-3σ"]
+    assert [cells(results, result)["method"] for result in results.measured] == ["ST-3 ‡", "ST-3 ‡", "ST-3σ"]
     for text in (to_markdown(results, tmp_path), to_html(results, tmp_path, {}), to_latex(results)):
         plain = text.replace(r"$\ddagger$", "‡").replace(r"\%", "%")
         assert plain.count("‡") == 3
@@ -164,15 +122,15 @@ def test_markdown_says_it_all(table, runs):
         "method": "ST-3",
         "sparsity (%)": "90",
         "top-1 published": "75.00",
-        "top-1 measured": "75.33 ± 1.53",
+        "top-1 measured": "75.33 ± 3.79",  # 4.303·√(7/3)/√3
         "n": "3",
-        "difference": "+0.33",
+        "minus published": "+0.33",
         "sparsity measured (%)": "90.00",
         "M MACs published": "5.5",
         "M MACs measured": "5.50",
         "runs": "[s0](../st-3-90-s0), [s2](../st-3-90-s2), [s10](../st-3-90-s10)",
     }
-    assert found[3]["top-1 measured"] == "73.25"  # one seed has no spread
+    assert found[3]["top-1 measured"] == "73.25"  # one seed has no interval
     assert found[4]["top-1 measured"] == found[4]["runs"] == "–"
     assert "- ST-3: Its own note." in lines
     assert "- Sources of the published figures: Dense, ST-3, GMP: a_paper & co." in lines
@@ -183,6 +141,9 @@ def test_csv_is_unrounded_and_complete(table, runs):
     assert [row["method"] for row in rows] == ["Dense", "ST-3", "ST-3", "ST-3σ", "GMP"]
     assert float(rows[2]["top1_mean"]) == pytest.approx(226 / 3, abs=1e-12)
     assert float(rows[2]["top1_std"]) == pytest.approx(math.sqrt(7 / 3))  # of −4/3, −1/3, 5/3
+    assert float(rows[2]["top1_half_width"]) == pytest.approx(4.302653 * math.sqrt(7 / 3) / math.sqrt(3))
+    assert float(rows[2]["minus_published"]) == pytest.approx(1 / 3)
+    assert (rows[3]["top1_mean"], rows[3]["top1_half_width"], rows[3]["minus_best"]) == ("73.25", "", "")
     assert (rows[2]["n"], rows[2]["seeds"], rows[2]["missed"]) == ("3", "0 2 10", "False")
     assert rows[2]["run_dirs"].split() == ["../st-3-90-s0", "../st-3-90-s2", "../st-3-90-s10"]
     assert (rows[4]["n"], rows[4]["top1_mean"], rows[4]["top1_published"]) == ("0", "", "70.0")
@@ -216,21 +177,75 @@ def test_columns_without_content_are_left_out(tmp_path):
     text = to_markdown(read_results(table, tmp_path), tmp_path)
     assert "top-1 measured" in text
     assert "| top-1 published" not in text
-    assert "| difference" not in text
+    assert "| minus" not in text
     assert "Sources" not in text
+
+
+# What made it ---------------------------------------------------------------------------------------------------------
+
+
+def test_days_devices_and_seeds_are_those_that_the_runs_have_recorded(table, tmp_path):
+    st3 = table.rows[2]
+    make_run(tmp_path, st3, 0)
+    make_run(tmp_path, st3, 1, environment=ENVIRONMENT | {"date": "2026-11-22"})
+    first, second = making(read_results(table, tmp_path))
+    assert first == "2 runs of 4 epochs, resnet20 on fake, seeds 0..1, 0.02 hours together."
+    assert "on x86_64 (CPU threads: 1); git commit 0123456789 with changes; 2026-11-22 to 2026-11-24." in second
+    make_run(tmp_path, st3, 2, environment={"device": "a GPU", "cuda": "13", "cpu_threads": 8})  # of an earlier version
+    _, second = making(read_results(table, tmp_path))
+    assert "on x86_64 (CPU threads: 1), a GPU; " in second
+    assert second.endswith("2026-11-22 to 2026-11-24 (1 without a date).")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([0], "0"), ([1, 0], "0..1"), ([7, 0, 2, 1, 1], "0..2,7"), ([0, 2, 3, 10, 11, 12], "0,2..3,10..12")],
+)
+def test_seeds_are_named_as_they_are_typed(numbers, text):
+    assert spans(numbers) == text
+
+
+def test_the_command_makes_the_runs_that_are_there(table, tmp_path):
+    dense, at_80, at_90, sigma, _, rigl = table.rows
+
+    def found():
+        return command(read_results(table, tmp_path), "my table.yaml").removeprefix("st3 reproduce 'my table.yaml' ")
+
+    assert found() == ""
+    for row in (at_90, sigma):
+        for seed in (0, 1):
+            make_run(tmp_path, row, seed, typed=["method=st3", "precision=bf16"])  # without the table's epochs=4
+    assert found() == "--seeds 0..1 --rows '*-90' precision=bf16"
+    make_run(tmp_path, rigl, 0)  # in another precision: what not all runs have been told is left out
+    assert found() == "--seeds 0..1 --rows '*-90,rigl-95'"
+    make_run(tmp_path, dense, 0)
+    make_run(tmp_path, at_80, 4)
+    assert found() == "--seeds 0..1,4"
+
+
+def test_a_block_says_all_by_itself_and_links_to_nothing(table, runs):
+    block = to_block(read_results(table, runs), "mine")
+    assert block.startswith("```bash\nst3 reproduce mine --seeds 0,2,10 --rows 'dense-0,*-90'\n```\n\n")
+    assert "](" not in block
+    assert "| ST-3 | 90 | 75.00 | 75.33 ± 3.79 | 3 |" in block
+    assert "st-3-90-s0" not in block
+    for said in ("git commit 0123456789", "PyTorch 2", "2026-11-24", "5 runs of 4 epochs", "- ST-3: Its own note."):
+        assert said in block
+    assert block.index("± is the half-width") < block.index("<details>") < block.index("- Top-1 is in percent")
 
 
 # The page -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_needs_nothing_else(table, runs):
+    make_run(runs, table.rows[3], 2)  # a second seed in common with ST-3, so that differences are drawn, too
     page, _ = write_report(table, runs)
     text = page.read_text(encoding="utf-8")
     assert not re.findall(r"https?:|//\w|<script|<link|@import|url\(", re.sub(r"base64,[\w+/=]+", "", text))
     assert all(source.startswith("data:image/svg+xml;base64,") for source in re.findall(r'src="([^"]*)"', text))
     assert text.count("<img alt=") == text.count("src=") == len(PLOTS)
     links = re.findall(r'href="([^"]*)"', text)
-    assert len(links) == 5
+    assert len(links) == 6
     assert all((page.parent / link).is_dir() for link in links)
     assert '<meta name="viewport"' in text
     assert "@media print" in text
@@ -239,6 +254,7 @@ def test_the_page_needs_nothing_else(table, runs):
 
 @pytest.mark.slow
 def test_the_same_runs_give_the_same_files(table, runs):
+    make_run(runs, table.rows[3], 2)
     report = runs / "report"
     write_report(table, runs)
     before = {path.name: path.read_bytes() for path in report.iterdir()}

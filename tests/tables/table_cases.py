@@ -55,8 +55,10 @@ def stub(here, monkeypatch) -> Path:
     (given / "stub.py").write_text(STUB)
     (given / "seconds").write_text("0")
     for task in small_tasks((0, 1, 2)):
-        config = task.checked().config.plain()
-        fake_run(given / task.run_dir.name, fake_summary(epochs=2), config=config, layers=[fake_layer("conv", 0.8)])
+        config, layers = task.checked().config.plain(), [fake_layer("conv", 0.8)]
+        fake_run(
+            given / task.run_dir.name, fake_summary(epochs=2), config=config, overrides=task.overrides, layers=layers
+        )
     monkeypatch.setattr(workers, "TRAIN", (sys.executable, "given/stub.py"))
     monkeypatch.setattr(table_report, "_PLOTS", {})  # they take most of the time, and have their own tests
     return given

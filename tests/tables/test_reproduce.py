@@ -8,14 +8,19 @@ import threading
 import time
 
 import pytest
+from fake_runs import fake_summary
 from table_cases import RUNS, SMALL, starts
 
 from st3 import sparsify
 from st3.cli import main
 from st3.report.table import load_table
 from st3.tables.reproduce import PUBLISHED
+from st3.training.run_directory import RunDirectory
 
-SLOW = ("resnet50_imagenet", "cifar10_resnet20", "cifar100_wrn34_2", "fashion_mnist_embedded", "mobilenet_v1_imagenet")
+SLOW = (
+    "resnet50_imagenet", "cifar10_resnet20", "cifar100_wrn34_2", "fashion_mnist_embedded", "mobilenet_v1_imagenet",
+    "study_embedded", "study_ham", "study_precision",
+)  # fmt: skip
 
 
 def reproduce(*words: str) -> int:
@@ -67,12 +72,23 @@ def test_a_method_that_st3_does_not_have_is_published_only(here, capsys):
         ("small.yaml dry_run=true", "dry_run=true: write --dry-run"),
         ("small.yaml --report-only epochs=3", "--report-only trains nothing and shows all: leave out epochs=3"),
         ("small.yaml --report-only --rows *", "--report-only trains nothing and shows all: leave out --rows"),
+        ("small.yaml --dry-run --write small.yaml", "--dry-run writes nothing: leave out --write"),
+        ("small.yaml --write nowhere.md", "--write nowhere.md cannot be read"),
+        ("small.yaml --write small.yaml", "by the lines <!-- BEGIN st3 reproduce small --> and <!-- END st3 reproduce"),
         ("small.yaml --rows dense*,unheard*", "--rows unheard* is none of dense-0, st-3-80, linear-80"),
         ("small.yaml --report-only", "outputs/tables/small does not exist: say with --out"),
         ("small.yaml --out small.yaml", "--out small.yaml cannot be created"),
-        ("small.yaml --seeds 0,0", "argument --seeds: 0,0 must be different numbers from 0 on"),
-        ("small.yaml --seeds=-1", "argument --seeds: -1 must be different numbers from 0 on"),
-        ("small.yaml --seeds a", "argument --seeds: invalid"),
+        ("small.yaml --seeds 0,0", "argument --seeds: 0,0 must be different numbers, from the lower to the higher"),
+        ("small.yaml --seeds 0..3,2", "argument --seeds: 0..3,2 must be different numbers"),
+        ("small.yaml --seeds 4..0", "argument --seeds: 4..0 must be different numbers, from the lower to the higher"),
+        (
+            "small.yaml --seeds 4..2,1",
+            "argument --seeds: 4..2,1 must be different numbers, from the lower to the higher",
+        ),
+        ("small.yaml --seeds=-1", "argument --seeds: -1 must be numbers from 0 on, as in 0,1,2 or 0..4 or 0..2,7"),
+        ("small.yaml --seeds a", "argument --seeds: a must be numbers from 0 on"),
+        ("small.yaml --seeds 0..", "argument --seeds: 0.. must be numbers from 0 on"),
+        ("small.yaml --seeds 0,,1", "argument --seeds: 0,,1 must be numbers from 0 on"),
         ("small.yaml --jobs 0", "argument --jobs: 0 must be at least 1"),
         ("small.yaml --images-per-second 0", "argument --images-per-second: 0 must be positive"),
     ],
@@ -113,6 +129,54 @@ def test_a_report_alone_runs_nothing(stub, here):
     assert reproduce("small.yaml", "--out", "out", "--report-only") == 0
     assert page.exists()
     assert starts(here) == RUNS
+
+
+@pytest.mark.parametrize(
+    ("typed", "seeds"), [("0..4", [0, 1, 2, 3, 4]), ("0..2,7", [0, 1, 2, 7]), ("9,3..4", [9, 3, 4]), ("5..5", [5])]
+)
+def test_seeds_are_typed_as_ranges_with_both_ends(typed, seeds, here, capsys):
+    assert reproduce("small.yaml", "--dry-run", "--rows", "dense*", "--seeds", typed) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert [command.rpartition("/dense-0-s")[2] for command in commands] == [str(seed) for seed in seeds]
+
+
+DOCUMENT = "# By hand\n\n<!-- BEGIN st3 reproduce small -->\n<!-- END st3 reproduce small -->\n\nBy hand, too: 87.00.\n"
+
+
+def test_a_table_is_written_into_a_text_from_run_directories(stub, here, capsys):
+    """The differences of linear from ST-3 are −1.9, −2 and −2.1: 4.303·0.1/√3 = 0.25."""
+    top1 = {"dense-0": (90, 90, 90), "st-3-80": (50, 52, 54), "linear-80": (48.1, 50, 51.9)}
+    for row, values in top1.items():
+        for seed, value in enumerate(values):
+            sparsity = 0.0 if row == "dense-0" else 0.8
+            given = RunDirectory(stub / f"{row}-s{seed}")
+            given.write_summary(fake_summary(epochs=2, top1=value, sparsity=sparsity, seed=seed))
+    document = here / "results.md"
+    document.write_text(DOCUMENT)
+    assert reproduce("small.yaml", "--out", "out", "--seeds", "0..2", "--write", "results.md") == 0
+    assert capsys.readouterr().out.endswith("table written into results.md\n")
+    before, rest = document.read_text().split("<!-- BEGIN st3 reproduce small -->")
+    block, after = rest.split("<!-- END st3 reproduce small -->")
+    assert [before, after] == ["# By hand\n\n", "\n\nBy hand, too: 87.00.\n"]
+    assert block.startswith("\n\n```bash\nst3 reproduce small.yaml --seeds 0..2 --rows 'dense-0,*-80'\n```\n")
+    assert "| ST-3 | 80 | – | **52.00 ± 4.97** | 3 | best |" in block
+    assert "| linear | 80 | – | 50.00 ± 4.72 | 3 | −2.00 ± 0.25 |" in block
+    assert "ST-3 minus the next row, linear: +2.00 ± 0.25 points, paired over 3 seeds." in block
+    assert "9 runs of 2 epochs, resnet20 on fake, seeds 0..2" in block
+    assert "depart" not in block
+
+    written = document.read_bytes()
+    assert reproduce("small.yaml", "--out", "out", "--report-only", "--write", "results.md") == 0
+    assert document.read_bytes() == written
+
+
+def test_a_document_without_marks_is_refused_before_anything_is_trained(stub, here, capsys):
+    document = here / "results.md"
+    document.write_text("# By hand\n")
+    assert reproduce("small.yaml", "--out", "out", "--write", "results.md") == 2
+    assert "results.md: mark once where the table belongs" in capsys.readouterr().err
+    assert starts(here) == []
+    assert document.read_text() == "# By hand\n"
 
 
 @pytest.mark.slow
