@@ -46,7 +46,10 @@ def commands(title: str) -> list[str]:
     return block.split()[1:]
 
 
-SMALL = "dataset=fake", "dataset.image_size=8", "dataset.train_images=96", "dataset.test_images=20", "batch_size=16"
+SMALL = [
+    "dataset=fake", "dataset.image_size=8", "dataset.train_images=96", "dataset.test_images=20", "batch_size=16",
+    "device=cpu",
+]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -75,5 +78,5 @@ def test_a_schedule_trains_from_the_command_line(copy):
 
 @pytest.mark.slow
 def test_a_data_set_trains_from_the_command_line(copy):
-    out = run(copy, "-m", "st3.train", *commands("Add a data set"), "sparsity=0.5", "run_dir=bars")
+    out = run(copy, "-m", "st3.train", *commands("Add a data set"), "sparsity=0.5", "device=cpu", "run_dir=bars")
     assert "data       bars: 512 training, 256 test images" in out

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from st3.report.notes import (
-    CONVENTIONS,
     command,
+    conventions,
     footnotes,
     making,
     plus_minus,
@@ -57,7 +57,7 @@ def cells(results: Results, result: Result) -> dict[str, str]:
 def to_markdown(results: Results, folder: Path) -> str:
     """With links, relative to `folder`, to the run directories."""
     text = [f"# {results.table.title}", "", *_table(results, folder), "", *(f"{note}\n" for note in footnotes(results))]
-    text += [f"- {line}" for line in (*remarks(results), *CONVENTIONS, *sources(results), *making(results))]
+    text += [f"- {line}" for line in (*remarks(results), *conventions(results), *sources(results), *making(results))]
     return "\n".join(text) + "\n"
 
 
@@ -67,7 +67,7 @@ def to_block(results: Results, table: str) -> str:
     text = [f"```bash\n{command(results, table)}\n```", ""] if results.runs else []
     text += [*_table(results, None), "", *(f"{note}\n" for note in footnotes(results)), *making(results), ""]
     text += ["<details><summary>What is trained and counted</summary>", ""]
-    text += [f"- {line}" for line in (*remarks(results), *CONVENTIONS, *sources(results))]
+    text += [f"- {line}" for line in (*remarks(results), *conventions(results), *sources(results))]
     return "\n".join([*text, "", "</details>"]) + "\n"
 
 

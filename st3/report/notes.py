@@ -7,9 +7,13 @@ from st3.report.results import Contest, Results, Run
 from st3.report.statistics import Statistic
 from st3.report.table import Row
 
+OF_IMAGES = {
+    "test": "Top-1 is in percent of the test images, of the network after the last epoch; differences are in points.",
+    "validation": "Top-1 is in percent of held-out training images, of the network after the last epoch; differences "
+    "are in points. The test images play no part.",
+}
 CONVENTIONS = (
-    "Top-1 is in percent of the test images, of the network after the last epoch; differences are in points.",
-    "Intervals are Student's, for 95 %, over the seeds; what other test images would change is not in them. With few "
+    "Intervals are Student's, for 95 %, over the seeds; what other images would change is not in them. With few "
     "seeds they are wide: a row inside the noise of the best need not be as good, it could not be told apart.",
     "Each interval is for its own pair, not corrected for how many there are: of 20 rows exactly as good as the best, "
     "one is expected to fall outside. The best was chosen by these same runs, which flatters it.",
@@ -20,6 +24,11 @@ CONVENTIONS = (
     "normalisation, activations and pooling are not counted.",
     "Published figures follow the conventions of their own sources.",
 )
+
+
+def conventions(results: Results) -> list[str]:
+    """How everything is counted."""
+    return [OF_IMAGES[results.table.accuracy], *CONVENTIONS]
 
 
 def footnotes(results: Results) -> list[str]:

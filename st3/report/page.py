@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from st3.report.formats import MEASURED, NOTHING, cells, headings, link
-from st3.report.notes import CONVENTIONS, footnotes, making, remarks, sources, warnings
+from st3.report.notes import conventions, footnotes, making, remarks, sources, warnings
 from st3.report.results import Results
 
 _STYLE = """
@@ -61,7 +61,7 @@ def to_html(results: Results, folder: Path, plots: Mapping[str, tuple[str, str]]
 {_paragraphs(footnotes(results), "small")}
 {"".join(_figure(folder / f"{name}.svg", *text) for name, text in plots.items())}
 <h2>What is trained and counted</h2>
-{_list((*remarks(results), *CONVENTIONS, *sources(results)))}
+{_list((*remarks(results), *conventions(results), *sources(results)))}
 {f"<h2>How it was made</h2>{_list(making(results))}" if results.runs else ""}
 </body>
 </html>

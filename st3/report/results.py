@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from st3.errors import UserError
 from st3.report.statistics import Statistic, paired_differences, statistic
 from st3.report.table import Row, Table
 from st3.training.run_directory import RunDirectory
@@ -23,6 +24,8 @@ class Run:
     directory: RunDirectory
     seed: int
     summary: Summary
+    top1: float
+    """Percent, of the images that the table is about."""
     changes: tuple[str, ...]
     """Overrides that were typed beyond those of the table, and, with "not" before them, those that were not."""
 
@@ -60,7 +63,7 @@ class Result:
     @property
     def top1(self) -> Statistic:
         """Percent."""
-        return self.over_seeds(lambda run: run.summary.top1)
+        return self.over_seeds(lambda run: run.top1)
 
     @property
     def sparsity(self) -> Statistic:
@@ -82,7 +85,7 @@ class Result:
 
     def differences(self, other: "Result") -> list[float]:
         """Top-1 in points minus the other's, for each seed that both have."""
-        mine, others = ({run.seed: run.summary.top1 for run in each.runs} for each in (self, other))
+        mine, others = ({run.seed: run.top1 for run in each.runs} for each in (self, other))
         return paired_differences(mine, others)
 
     def minus(self, other: "Result") -> Statistic | None:
@@ -188,7 +191,7 @@ def read_results(table: Table, folder: Path) -> Results:
         runs = []
         for seed, directory in _directories(row, folder):
             if summary := directory.finished():
-                runs.append(Run(directory, seed, summary, _changes(row, directory)))
+                runs.append(Run(directory, seed, summary, _top1(table, summary, directory), _changes(row, directory)))
             else:
                 unfinished.append(directory.path.name)
         if runs or row.published:
@@ -196,6 +199,14 @@ def read_results(table: Table, folder: Path) -> Results:
         else:
             empty.append(row)
     return Results(table, tuple(rows), tuple(empty), tuple(unfinished))
+
+
+def _top1(table: Table, summary: Summary, directory: RunDirectory) -> float:
+    if table.accuracy == "test":
+        return summary.top1
+    if summary.val_top1 is None:
+        raise UserError(f"{directory.path} holds no images out, by which this table ranks: set dataset.val_images")
+    return summary.val_top1
 
 
 def _directories(row: Row, folder: Path) -> list[tuple[int, RunDirectory]]:

@@ -4,6 +4,7 @@ title: …
 notes: [one sentence or more on what is trained, counted and pruned, …]
 overrides: [what every run says to st3-train, …]
 sparsities: [0.8, 0.9]          for the series without points of their own
+accuracy: validation            what ranks the rows: of held-out training images; without this line of the test images
 reference: ST-3                 the series that others are compared with in the plot of differences; else the best row
 series:
   - label: ST-3                 the name of its rows, and of its line in the plots
@@ -79,6 +80,8 @@ class Table:
     title: str
     notes: tuple[str, ...]
     series: tuple[Series, ...]
+    accuracy: str = "test"
+    """Of which images: test or validation."""
     reference: str | None = None
     """Label of the series from which differences are drawn; None: the best row at each sparsity."""
 
@@ -95,14 +98,17 @@ def load_table(path: Path) -> Table:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     what = str(path)
     content = _settings(
-        what, loaded, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities", "reference"}
+        what, loaded, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities", "accuracy", "reference"}
     )
     series = tuple(
         _series(f"{what}, series {number}", entry, content["overrides"], content.get("sparsities"))
         for number, entry in enumerate(_list(f"{what}: series", content["series"]), start=1)
     )
     notes = tuple(_list(f"{what}: notes", content.get("notes", [])))
-    table = Table(path.stem, content["title"], notes, series, content.get("reference"))
+    accuracy = content.get("accuracy", "test")
+    if accuracy not in ("test", "validation"):
+        raise UserError(f"{what}: accuracy {accuracy} is neither test nor validation")
+    table = Table(path.stem, content["title"], notes, series, accuracy, content.get("reference"))
     if table.reference not in (None, *(each.label for each in series)):
         raise UserError(f"{what}: reference {table.reference} is the label of no series")
     slugs = [row.slug for row in table.rows]

@@ -3,10 +3,12 @@
 import csv
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from report_cases import make_run, make_table, series
 
+from st3.errors import UserError
 from st3.report.formats import cells, headings, to_block, to_csv, to_latex, to_markdown
 from st3.report.notes import footnotes
 from st3.report.page import to_html
@@ -151,3 +153,23 @@ def test_a_row_that_misses_its_sparsity_does_not_win(table, tmp_path):
 
 def test_epochs_are_a_column_only_where_they_differ(table, tmp_path):
     assert "epochs" not in headings(measure(tmp_path, table, (80, 82), (79, 80.5), ()))
+
+
+def test_a_table_may_rank_by_held_out_images(table, tmp_path):
+    by_validation = replace(table, accuracy="validation")
+    for row, values in zip(table.rows, (range(3), range(10, 13), range(20, 23)), strict=True):
+        for seed, value in enumerate(values):
+            make_run(tmp_path, row, seed, top1=90.0 - value, val_top1=60.0 + value)
+    results = read_results(by_validation, tmp_path)
+    assert columns(results, "top-1 measured")[0].startswith("61.00 ± ")
+    assert columns(results, "minus best") == ["−20.00 ± 0.00", "−10.00 ± 0.00", "best"]
+    assert columns(read_results(table, tmp_path), "minus best")[0] == "best"
+    for text in (to_markdown(results, tmp_path), to_html(results, tmp_path, {})):
+        assert "Top-1 is in percent of held-out training images" in text
+        assert "percent of the test images" not in text
+
+
+def test_a_run_that_holds_nothing_out_cannot_be_ranked_by_it(table, tmp_path):
+    make_run(tmp_path, table.rows[0], 0)
+    with pytest.raises(UserError, match=r"a-90-s0 holds no images out, by which this table ranks"):
+        read_results(replace(table, accuracy="validation"), tmp_path)

@@ -171,6 +171,7 @@ def test_a_row_is_what_its_series_and_its_table_say(tmp_path):
         ("- {label: A, method: st3, overrides: epochs=2}", "overrides must be a list"),
         ("- {label: A, method: st3}\n- {label: a, method: gmp}", "two rows would share the name a-80"),
         ("- {label: A, method: st3}\nreference: B", "reference B is the label of no series"),
+        ("- {label: A, method: st3}\naccuracy: train", "accuracy train is neither test nor validation"),
         ("- A", "series 1 is not a list of settings"),
         ("- {label: A", "cannot read"),
     ],

@@ -40,7 +40,7 @@ def test_a_table_is_printed_and_written(tmp_path, capsys):
     facts = written["environment"]
     assert {"device", "torch", "triton", "python", "cuda", "cpu_threads", "date", "git", "command"} <= facts.keys()
     assert facts["cpu_threads"] == 1
-    assert facts["command"].startswith("python scripts/benchmark.py step --methods st3,rigl")
+    assert facts["command"].startswith("python scripts/benchmark.py step --precision fp32 --methods st3,rigl")
 
     (section,) = written["sections"]
     settings = {"batch": 8, "rounds": 2, "precision": "fp32", "sparsity": 0.9, "time_limit": None}

@@ -16,7 +16,7 @@ from st3.tables.plan import Task, plan
 SMALL = """
 title: Small
 overrides: [dataset=fake, dataset.image_size=8, dataset.train_images=96, dataset.test_images=40, dataset.classes=7,
-            batch_size=32, epochs=2]
+            batch_size=32, epochs=2, device=cpu]
 sparsities: [0.8]
 series:
   - {label: Dense, method: dense, points: {0: {}}}
