@@ -19,6 +19,7 @@ from st3.sketch import Execution, Sketch, choose_execution, sketch
 from st3.training.distributed import join, launched
 from st3.training.ema import RawAverage
 from st3.training.environment import environment
+from st3.training.launches import FewerLaunches
 from st3.training.loop import fit, seed_everything
 from st3.training.machine import Machine, pick_machine
 from st3.training.profiling import StepProfiler, reset_peak_memory
@@ -132,6 +133,8 @@ def build(plan: Sketch, machine: Machine, execution: Execution) -> tuple[Trainin
         # With "auto" a part that cannot be compiled runs as it is, and PyTorch says so; with "on" it is an error.
         torch._dynamo.config.suppress_errors = config.compile == "auto"
         forward = torch.compile(forward)
+    elif execution.capture:  # of a network that is so small that launches count
+        forward = FewerLaunches(model, machine)
     eager = EagerStep(state, plan.plan, machine, forward)
     return state, CapturedStep(eager, required=config.capture == "on") if execution.capture else eager
 

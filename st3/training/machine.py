@@ -18,11 +18,14 @@ class Machine:
     """fp32, bf16 or fp16, of forward passes; weights stay float32."""
     processes: Processes = SINGLE
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of convolutions and matrix products in forward passes."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
     def autocast(self) -> AbstractContextManager:
         """Context for one forward pass. To be entered anew each time: its weight cache does not see a step."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, self.dtype)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
