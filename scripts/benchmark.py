@@ -55,7 +55,7 @@ LARGE = {
     "methods": "st3,st3_sigma,naive",
 }  # fmt: skip
 QUICK = CPU | {
-    "batch": 8, "image_size": 16, "methods": {"step": "st3,st3_sigma,rigl,naive", "epoch": "st3"}, "rounds": 2,
+    "batch": 8, "image_size": 16, "methods": {"step": "st3,st3_sigma,rigl,naive,pytorch", "epoch": "st3"}, "rounds": 2,
     "steps": 1, "sizes": "2e4,2e5", "train_images": 64, "val_images": 16, "test_images": 32,
 }  # fmt: skip
 
@@ -73,7 +73,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", parents=[common], help="whole training steps")
     step.add_argument("--model", help="a model of configs/model/, or a name that model.name takes")
-    step.add_argument("--methods", help="besides dense: all, or names of methods and naive, ST-3 with wrapped layers")
+    step.add_argument(
+        "--methods",
+        help="besides dense: all, or names of methods; naive: ST-3 with wrapped layers; pytorch: a plain dense loop",
+    )
     step.add_argument("--modes", help="all, or of eager, compiled, captured, compiled+captured")
     for name in ("batch", "image-size", "classes", "steps"):
         step.add_argument(f"--{name}", type=int)

@@ -1,7 +1,11 @@
 """One run: sketch → build → fit → summary."""
 
+import getpass
 import json
+import os
 import shlex
+import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -118,6 +122,8 @@ def earlier_result(directory: RunDirectory, config: Config) -> Summary | None:
 def build(plan: Sketch, machine: Machine, execution: Execution) -> tuple[TrainingState, Step]:
     """Network, optimizer, sparsifier and the step that moves them, as they are before the first one."""
     config, device = plan.config, machine.device
+    if execution.compile:
+        keep_compiled_code()
     # Jobs of a sweep share the process.
     torch.compiler.reset()
     reset_peak_memory(device)
@@ -137,6 +143,21 @@ def build(plan: Sketch, machine: Machine, execution: Execution) -> tuple[Trainin
         forward = FewerLaunches(model, machine)
     eager = EagerStep(state, plan.plan, machine, forward)
     return state, CapturedStep(eager, required=config.capture == "on") if execution.capture else eager
+
+
+def keep_compiled_code() -> None:
+    """Let later runs find what is compiled now, also after a restart, which empties PyTorch's own place for it.
+
+    In `TORCHINDUCTOR_CACHE_DIR` where that is set, else in the user's folder for caches where that can be written.
+    """
+    usual = str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))  # PyTorch sets it by itself
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) != usual:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "st3", "compiled")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _silent(text: str) -> None:

@@ -16,6 +16,7 @@ from benchmarks import harness
 from benchmarks.checks import check_weights, check_zeros
 from benchmarks.harness import SPARSITY, Columns, Result, Section
 from benchmarks.naive import Naive
+from benchmarks.plain import PlainContender
 from benchmarks.training import NOTES, Batch, Training, chosen, chosen_methods
 from st3.compose import compose_config
 from st3.config import Config
@@ -110,7 +111,7 @@ def step_config(args: Namespace) -> Config:
 
 
 def step_table(args: Namespace, machine: Machine) -> Iterator[Section]:
-    methods, modes = chosen_methods(args.methods, "naive"), chosen("--modes", args.modes, MODES)
+    methods, modes = chosen_methods(args.methods, "naive", "pytorch"), chosen("--modes", args.modes, MODES)
     config = step_config(args)
     sketch(config)  # where the settings themselves are wrong, there is no table
     generator = torch.Generator().manual_seed(0)
@@ -119,12 +120,15 @@ def step_table(args: Namespace, machine: Machine) -> Iterator[Section]:
     batch = images.to(machine.device, memory_format=torch.channels_last), labels
     if "compiled" in args.modes:
         torch.compile(torch.relu)(batch[0])  # the compiler's own start is nobody's warm-up
-    contenders = [StepContender(config, method, mode, batch, machine, args) for mode, method in product(modes, methods)]
+    contenders: list[StepContender | PlainContender] = [
+        (PlainContender if method == "pytorch" else StepContender)(config, method, mode, batch, machine, args)
+        for mode, method in product(modes, methods)
+    ]
     harness.contest(contenders, "dense", args, machine.wait)
     dense = {each.group: each.result.get("peak_bytes") for each in contenders if each.name == "dense"}
     for each in (each for each in contenders if "seconds" in each.result):
         each.result["images_per_second"] = args.batch / each.result["seconds"]["median"]
-        if (peak := dense[each.group]) is not None:
+        if (peak := dense[each.group]) is not None and each.result["peak_bytes"] is not None:
             each.result["extra_bytes"] = each.result["peak_bytes"] - peak
             each.result["extra_in_weights"] = each.result["extra_bytes"] / (4 * each.result["weights"])
     columns: Columns = {
@@ -151,7 +155,9 @@ def step_table(args: Namespace, machine: Machine) -> Iterator[Section]:
         f"Warm-up: until steps take their usual time, {alone if args.warm_up else in_turn}.",
     ]
     if machine.device.type == "cuda":
-        columns["peak, MB"] = lambda result: f"{result['peak_bytes'] / 1e6:,.0f}"
+        columns["peak, MB"] = lambda result: (
+            "–" if result["peak_bytes"] is None else f"{result['peak_bytes'] / 1e6:,.0f}"
+        )
         columns["over dense, MB (in fp32 weights)"] = lambda result: (
             f"{result['extra_bytes'] / 1e6:,.1f} ({result['extra_in_weights']:.2f})" if "extra_bytes" in result else "–"
         )

@@ -31,6 +31,7 @@ NOTES = {
     "probmask": "timed while masks are drawn in every step; the zeros are those of the hard masks of one step more.",
     "set": "what it grows is 0 until it has a gradient, so that there may be more zeros than asked for.",
     "acdc": "in a compressed phase, where its masks stay; the steps between phases are not timed.",
+    "pytorch": "the dense network in a plain loop, without this package.",
     "naive": "ST-3 with an autograd function in every layer and a full sort read by the host.",
 }
 """What is timed, where the name of a method does not say it."""

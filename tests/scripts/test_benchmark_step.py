@@ -4,6 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from benchmarks.plain import PlainContender
 from benchmarks.step import StepContender, step_config
 from benchmarks.training import chosen_methods
 
@@ -109,3 +110,17 @@ def test_methods_by_name():
     assert sorted(everything) == sorted([*METHODS, "naive"])
     with pytest.raises(UserError, match="--methods=rigle does not exist: did you mean rigl"):
         chosen_methods("st3,rigle")
+
+
+def test_the_plain_loop_trains_the_dense_network_as_the_package_does(config):
+    batch = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last), torch.arange(4)
+    plain = PlainContender(config, "pytorch", "eager", batch, MACHINE, ARGS)
+    plain.build()
+    package = StepContender(config, "dense", "eager", batch, MACHINE, ARGS)
+    package.build()
+    for _ in range(3):
+        plain.work()
+        package.work()
+    assert plain.check() == {"loss": plain.loss.item(), "zeros": 0, "weights": RESNET20}
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(package.state.model.state_dict()[name], value)
