@@ -39,8 +39,9 @@ def spell_out(words: Sequence[str]) -> list[str]:
 
     `model=NAME` for which configs/model has no file is `model.name=NAME`. In a sweep settings of a group are set by
     force: Hydra also composes it without its choices, where a method that is not swept over has no such setting.
+    `model.weights=RUN` brings the network and the data of that run, where neither is typed nor a recipe's.
     """
-    folder, spelled, sweep = Path(config_path(), "model"), [], bool({"-m", "--multirun"} & set(words))
+    folder, spelled, sweep = Path(config_path(), "model"), _of_run(words), bool({"-m", "--multirun"} & set(words))
     for word in words:
         names = word.removeprefix("model=").split(",") if word.startswith("model=") else []
         if names and names != ["null"] and not any((folder / f"{name}.yaml").exists() for name in names):
@@ -51,6 +52,30 @@ def spell_out(words: Sequence[str]) -> list[str]:
         else:
             spelled.append(word)
     return spelled
+
+
+def _of_run(words: Sequence[str]) -> list[str]:
+    typed = {word.partition("=")[0].lstrip("+"): word.partition("=")[2] for word in words}
+    run = Path(typed.get("model.weights", "").strip("'\""))
+    if not (run / "config.yaml").is_file() or "recipe" in typed:
+        return []
+    from st3.training.run_directory import RunDirectory
+
+    stored, found = RunDirectory(run).config() or {}, []
+    for group in {"model", "dataset"} - typed.keys():
+        for key, value in stored.get(group, {}).items():
+            if key != "weights" and f"{group}.{key}" not in typed:
+                found.append(f"++{group}.{key}={_quoted(value)}")
+    return sorted(found)
+
+
+def _quoted(value: object) -> str:
+    """For Hydra's grammar of overrides."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def in_one_line(error: Exception) -> str:

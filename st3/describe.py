@@ -36,6 +36,7 @@ def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> s
     lines = {
         "model": f"{model.name}{f' ({options})' if options else ''}, {data.channels}×{data.image_size}×"
         f"{data.image_size} input, {facts.classes} classes, {model.init} initialization{eps}",
+        "weights": _weights(sketch),
         "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}"
         + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders),
         "method": _method(config),
@@ -141,6 +142,17 @@ def describe_result(result: Summary) -> str:
     }
     text = "\n".join(f"{name:<10} {line}" for name, line in lines.items())
     return "\n".join([text, *(f"warning    {warning}" for warning in result.warnings)])
+
+
+def _weights(sketch: Sketch) -> str:
+    if not sketch.start:
+        return ""
+    parts = [
+        "raw weights" if sketch.start.raw else "",
+        f"{sketch.sparse_at_start:.2%} zero" if sketch.sparse_at_start else "",
+    ]
+    parts.append(f"{sketch.head} starts anew, for {sketch.facts.classes} classes" if sketch.head else "")
+    return ", ".join(filter(None, [f"from {sketch.start.source}", *parts]))
 
 
 def _method(config: Config) -> str:

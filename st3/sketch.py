@@ -3,7 +3,7 @@
 Dry runs, tables and benchmarks need no more of a run, or start from here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from st3.errors import UserError
 from st3.measure import LayerRow, layer_macs, layer_table
 from st3.models import build_model
 from st3.sparsify import Sparsifier
+from st3.sparsify.schedules import RampSettings
+from st3.start import Start, find_start
 from st3.training.distributed import SINGLE, Processes
 from st3.training.machine import Machine
 from st3.training.plan import Plan
@@ -35,6 +37,12 @@ class Sketch:
     """Of each dense layer, for one image."""
     sparsifier: Sparsifier
     """Of `model`, attached to an optimizer."""
+    start: Start | None = None
+    """Weights to start from."""
+    head: str = ""
+    """The layer that starts anew, as those weights are for other classes."""
+    sparse_at_start: float = 0.0
+    """Fraction of the prunable weights that is zero in them."""
 
     @property
     def rows(self) -> list[LayerRow]:
@@ -42,8 +50,11 @@ class Sketch:
         return layer_table(self.sparsifier.layers(), self.macs)
 
     def make_model(self) -> nn.Module:
-        """The network with its initial weights, on the default device."""
-        return make_model(self.config, self.facts)
+        """The network as it starts, on the default device."""
+        model = make_model(self.config, self.facts)
+        if self.start:
+            self.start.load(model, self.config)
+        return model
 
     def make_optimizer(self, model: nn.Module) -> Optimizer:
         """Over all trainable parameters."""
@@ -60,17 +71,25 @@ def sketch(config: Config, processes: Processes = SINGLE) -> Sketch:
     Raises `UserError` for everything that does not fit together, in all processes.
     """
     facts = processes.together(lambda: dataset_facts(config.dataset))
-    plan = make_plan(config, facts, processes)
+    start = processes.together(lambda: find_start(config))
     with torch.device("meta"):
         model = make_model(config, facts)
-    data = config.dataset
+    data, head, sparsity = config.dataset, "", 0.0
     macs = layer_macs(model, (data.channels, data.image_size, data.image_size))
+    if start:
+        head = start.load(model, config)
+        pruned = make_sparsifier(config, make_plan(config, facts, processes), model, macs).pruned_layers
+        sparsity = start.sparsity(model, pruned, head)
+    plan = make_plan(config, facts, processes, sparsity)
     sparsifier = make_sparsifier(config, plan, model, macs).attach(config.optimizer.build(model))
-    return Sketch(config, facts, plan, model, macs, sparsifier)
+    return Sketch(config, facts, plan, model, macs, sparsifier, start, head, sparsity)
 
 
-def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE) -> Plan:
-    """Everything in optimizer steps. Raises `UserError` when the parts do not fit into the training."""
+def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE, sparse_at_start: float = 0.0) -> Plan:
+    """Everything in optimizer steps. A ramp starts where the network is already.
+
+    Raises `UserError` when the parts do not fit into the training.
+    """
     if config.batch_size % (config.accumulate * processes.world_size):
         raise UserError(
             f"batch_size={config.batch_size} cannot be shared by {processes.world_size} processes in "
@@ -81,16 +100,22 @@ def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE) -> Pl
         raise UserError(
             f"batch_size={config.batch_size} is larger than the {facts.train_images} training images: lower batch_size"
         )
-    length = Length(steps_per_epoch, config.epochs)
+    length, schedule = Length(steps_per_epoch, config.epochs), config.schedule
+    if config.target_sparsity and isinstance(schedule, RampSettings) and sparse_at_start > schedule.initial:
+        if sparse_at_start > config.target_sparsity + 0.005:
+            raise UserError(
+                f"model.weights={config.model.weights} is {sparse_at_start:.2%} sparse already: raise sparsity above"
+            )
+        schedule = replace(schedule, initial=min(sparse_at_start, config.target_sparsity))
     return Plan(
         length=length,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         lr=config.optimizer.lr,
         lr_schedule=config.lr_schedule.over(length),
-        sparsity=config.schedule.over(config.target_sparsity, length),
+        sparsity=schedule.over(config.target_sparsity, length),
         target_sparsity=config.target_sparsity,
-        finetune_from=config.schedule.finetune_from(length),
+        finetune_from=schedule.finetune_from(length),
         label_smoothing=config.label_smoothing,
         clip_norm=config.clip_norm,
         seed=config.seed,

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 from command_cases import st3_train
+from config_cases import load
+from safetensors.torch import save_file
 
 from st3.cli import VERBS
+from st3.models import build_model
+from st3.training.run_directory import RunDirectory
 
 README = Path(__file__).parents[1] / "README.md"
 DOCUMENTS = [README, *sorted(README.parent.glob("docs/*.md"))]
@@ -43,7 +47,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [words for words in TRAININGS if not any(each in words for each in ELSEWHERE)])
 def test_trainings_compose_and_plan(command, tmp_path, monkeypatch):
-    # A dry run of each, with a folder of two classes for DIR.
+    # A dry run of each, with a folder of two classes for DIR, and what it starts from.
     for split in ("train", "val"):
         for label in ("a", "b"):
             folder = tmp_path / "DIR" / split / label
@@ -51,6 +55,12 @@ def test_trainings_compose_and_plan(command, tmp_path, monkeypatch):
             for number in range(128):
                 (folder / f"{number}.jpg").touch()
     monkeypatch.chdir(tmp_path)
+    if "outputs/first" in command:
+        run = RunDirectory(Path("outputs/first"))
+        run.start(load("sparsity=0.8").plain(), [], {})
+        run.write_network(build_model("resnet20", classes=10, channels=1, image_size=28).state_dict(), {})
+    if "resnet50.safetensors" in command:
+        save_file(build_model("resnet50", classes=1000).state_dict(), "resnet50.safetensors")
     answer = st3_train(*shlex.split(command), "dry_run=true")
     assert (answer.code, answer.err) == (0, "")
     assert "prunable weights" in answer.out

@@ -18,5 +18,8 @@ class ModelConfig:
     """Widening factor k of wide_resnet, null: 10; or width multiplier α of mobilenet_v1, null: 1."""
     dropout: float | None = None
     """Dropout probability between the convolutions of a block, of wide_resnet and wrnD_K; null: 0."""
+    weights: str = ""
+    """What to start from: pretrained (what torchvision or timm publishes), a .safetensors or .pt file, or the folder of
+    a run; empty: the initialization."""
     bn_eps: float = 0.0
     """ε of every BatchNorm, added to the variance; 0: the architecture's own, mostly 1e-5."""

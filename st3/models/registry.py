@@ -45,6 +45,11 @@ def model_names() -> list[str]:
     return sorted({*OWN, "wrn28_10", "wrn34_2", *torchvision_names()})
 
 
+def is_own(name: str) -> bool:
+    """Whether a network of that name is written here."""
+    return name in OWN or WRN.fullmatch(name) is not None
+
+
 def build_model(config: ModelConfig | str, *, classes: int, channels: int = 3, image_size: int = 224) -> nn.Module:
     """The untrained network: `[B, channels, image_size, image_size]` float → logits `[B, classes]`.
 

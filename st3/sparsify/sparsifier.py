@@ -175,7 +175,8 @@ class Sparsifier:
         for group in self._pruner.parameter_groups():
             if not any(id(group["params"][0]) in map(id, other["params"]) for other in optimizer.param_groups):
                 optimizer.add_param_group(group)
-        if self._pruner.starts_sparse and self._raw is None and not _any(self._pruned).is_meta:
+        starts_sparse = self._pruner.starts_sparse or getattr(self.schedule, "initial", 0) > 0
+        if starts_sparse and self._raw is None and not _any(self._pruned).is_meta:
             with torch.no_grad():
                 self._set_sparsity(self.schedule.value(0))
                 raw = self._keep_raw(FlatWeights.copy_of(list(self._pruned.values())))

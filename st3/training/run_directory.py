@@ -114,7 +114,7 @@ class RunDirectory:
         save_checkpoint(self._file("best.pt"), network)
 
     def write_network(self, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        save_network(self._file("model.safetensors"), state, metadata)
+        save_network(self.network, state, metadata)
 
     def write_layers(self, rows: Iterable[LayerRow]) -> None:
         """One row for each layer."""
@@ -125,6 +125,11 @@ class RunDirectory:
         kept = [row for row in self.metrics() if int(row["step"]) <= step]
         _write_csv(self._file("metrics.csv"), METRICS, kept)
         return self._file("metrics.csv")
+
+    @property
+    def network(self) -> Path:
+        """The trained network, once the run is finished."""
+        return self._file("model.safetensors")
 
     @property
     def trace(self) -> Path:
