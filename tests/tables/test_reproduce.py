@@ -19,7 +19,7 @@ from st3.training.run_directory import RunDirectory
 
 SLOW = (
     "resnet50_imagenet", "cifar10_resnet20", "cifar100_wrn34_2", "fashion_mnist_embedded", "mobilenet_v1_imagenet",
-    "study_embedded", "study_ham", "study_precision",
+    "cifar10_study", "study_embedded", "study_ham", "study_precision",
 )  # fmt: skip
 
 
