@@ -16,6 +16,7 @@ import st3
 from st3.errors import UserError
 
 VERBS = {
+    "check": "st3.check",
     "reproduce": "st3.tables.reproduce",
     "search": "st3.tables.search",
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import st3
 from st3.config import Config
-from st3.data import folders_used
+from st3.data import Data, data_warnings, folders_used
 from st3.measure import LayerRow, format_table, totals
 from st3.optim.lr_schedules import MultiStepSettings
 from st3.settings import Settings
@@ -38,7 +38,8 @@ def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> s
         f"{data.image_size} input, {facts.classes} classes, {model.init} initialization{eps}",
         "weights": _weights(sketch),
         "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}"
-        + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders),
+        + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders)
+        + (f", tested on images held out of {folders['train']}" if folders and "test" not in folders else ""),
         "method": _method(config),
         "pruned": _pruned(sketch),
         "sparsity": _sparsity(sketch),
@@ -71,22 +72,21 @@ def describe_layers(rows: Sequence[LayerRow]) -> str:
 
 def warnings_before(sketch: Sketch) -> list[str]:
     """What is known before training to make a run less than its name says."""
-    updates = sketch.sparsifier.mask_updates()
-    if not sketch.plan.target_sparsity or updates is None or len(updates) >= FEW:
-        return []
-    every = (
-        "method.every" if any(field.name == "every" for field in fields(sketch.config.method)) else "schedule.period"
-    )
-    often = f"change only {_times(len(updates))}" if updates else "never change"
-    return [f"the masks {often}: train longer, or shorten {every}"]
+    warnings, updates = data_warnings(sketch.config.dataset), sketch.sparsifier.mask_updates()
+    if sketch.plan.target_sparsity and updates is not None and len(updates) < FEW:
+        settings = {field.name for field in fields(sketch.config.method)}
+        every = "method.every" if "every" in settings else "schedule.period"
+        often = f"change only {_times(len(updates))}" if updates else "never change"
+        warnings.append(f"the masks {often}: train longer, or shorten {every}")
+    return warnings
 
 
 def summarize(
-    sketch: Sketch, state: TrainingState, rows: Sequence[LayerRow], run_dir: Path, machine: Machine
+    sketch: Sketch, state: TrainingState, data: Data, rows: Sequence[LayerRow], run_dir: Path, machine: Machine
 ) -> Summary:
     """What summary.json says; sparsity and MACs are counted in the network as it is now."""
     config, total, scores = sketch.config, totals(rows), state.scores
-    updates, warnings = sketch.sparsifier.mask_updates(), warnings_before(sketch)
+    updates, warnings = sketch.sparsifier.mask_updates(), [*warnings_before(sketch), *data.warnings()]
     if sketch.sparsifier.sparsity_is_outcome and abs(total.sparsity - config.target_sparsity) > 0.005:
         warnings.append(
             f"{config.method.name} came out at {total.sparsity:.2%}, not at {config.target_sparsity:.2%}: st3 search "

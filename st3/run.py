@@ -15,7 +15,7 @@ import torch
 
 import st3
 from st3.config import Config, refuse_other
-from st3.data import build_data
+from st3.data import build_data, probe
 from st3.describe import describe_layers, describe_recipe, describe_result, summarize, warnings_before
 from st3.measure import LayerRow, SparsityMeter, layer_table
 from st3.report import draw_run
@@ -49,6 +49,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
     for warning in warnings_before(plan):
         say(f"warning    {warning}")
     if config.dry_run:
+        processes.from_main(lambda: probe(config.dataset))
         say(f"\n{describe_layers(plan.rows)}")
         return None
 
@@ -67,6 +68,8 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
             world_size=processes.world_size,
         )
     )
+    for warning in data.warnings():
+        say(f"warning    {warning}")
     if checkpoint := processes.from_main(directory.checkpoint):
         state.load_state_dict(checkpoint)
         say(f"continuing {directory.path} after epoch {state.epoch}")
@@ -75,7 +78,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
         return layer_table(state.sparsifier.layers(), plan.macs)
 
     def summary() -> Summary:
-        return summarize(plan, state, layer_rows(), directory.path, machine)
+        return summarize(plan, state, data, layer_rows(), directory.path, machine)
 
     def start_recording() -> Recorder:
         profiler = StepProfiler(machine.device, plan.plan.total_steps - state.step) if config.profile else None

@@ -1,5 +1,6 @@
 """What is said before a run and after it, and which warnings go with it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -207,7 +208,7 @@ def test_masks_that_never_change_are_warned_of_in_words():
 # What came out --------------------------------------------------------------------------------------------------------
 
 
-def summary_of(run: Sketch, sparsity: float):
+def summary_of(run: Sketch, sparsity: float, of_data: Sequence[str] = ()):
     """After a run whose only layer lost that much."""
     zeros = round(10_000 * sparsity)
     rows = [LayerRow("fc", "100×100", 10_000, True, zeros, sparsity, 0.1, 10_000, 10_000 - zeros)]
@@ -216,7 +217,8 @@ def summary_of(run: Sketch, sparsity: float):
         scores={"epoch": 10, "test_top1": 50.0, "test_top5": 90.0}, epoch=10, step=400, seconds=1.239,
         warmup_seconds=0.1, data_seconds=0.0, best={},
     )  # fmt: skip
-    return summarize(run, state, rows, "outputs/x", CPU)
+    data = SimpleNamespace(warnings=lambda: list(of_data))
+    return summarize(run, state, data, rows, "outputs/x", CPU)
 
 
 def test_a_summary_counts_what_is_there():
@@ -245,6 +247,10 @@ def test_what_was_warned_of_before_stands_in_the_summary():
     found = summary_of(run, 0.9)
     assert (found.mask_updates, found.warnings) == (4, warnings_before(run))
     assert found.warnings
+
+
+def test_what_was_left_out_of_the_data_stands_in_the_summary():
+    assert summary_of(fake(), 0.9, of_data=["2 files"]).warnings == ["2 files"]
 
 
 @pytest.mark.parametrize(

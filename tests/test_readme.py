@@ -4,11 +4,13 @@ import argparse
 import re
 import shlex
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from command_cases import st3_train
 from config_cases import load
+from PIL import Image
 from safetensors.torch import save_file
 
 from st3.cli import VERBS
@@ -48,12 +50,14 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("command", [words for words in TRAININGS if not any(each in words for each in ELSEWHERE)])
 def test_trainings_compose_and_plan(command, tmp_path, monkeypatch):
     # A dry run of each, with a folder of two classes for DIR, and what it starts from.
+    picture = BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "jpeg")
     for split in ("train", "val"):
         for label in ("a", "b"):
             folder = tmp_path / "DIR" / split / label
             folder.mkdir(parents=True)
             for number in range(128):
-                (folder / f"{number}.jpg").touch()
+                (folder / f"{number}.jpg").write_bytes(picture.getvalue())
     monkeypatch.chdir(tmp_path)
     if "outputs/first" in command:
         run = RunDirectory(Path("outputs/first"))

@@ -1,5 +1,6 @@
 """Datasets by name, served as batches on the device: `build_data` is the door of this room."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from st3.data.arrays import ArrayLoader
 from st3.data.config import DatasetConfig, Facts
 from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split, required
+from st3.data.files import LeftOut
 from st3.data.folder_loader import DECODERS, FolderLoader
-from st3.data.folders import scan_tree, split_folders
+from st3.data.folders import empty_classes, named, scan_tree, split_folders
+from st3.data.holdout import draw_held_out, held_out_count
 from st3.data.loader import Loader
 from st3.data.memory import check_memory, decode_once
+from st3.data.probing import probe
 from st3.errors import UserError
 
 __all__ = [
@@ -23,12 +27,14 @@ __all__ = [
     "Loader",
     "build_data",
     "check_options",
+    "data_warnings",
     "dataset_facts",
     "folders_used",
+    "probe",
 ]
 
+ON_ERROR = "stop", "skip"
 AUGMENTATIONS = "none", "crop", "crop_flip", "random_resized_crop"
-VAL_SEED = 0  # not the run's: every run holds out the same images
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,15 @@ class Data:
     val: Loader | None
     test: Loader
     classes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """What this process has left out so far (dataset.on_error=skip); grows while files are read in training."""
+
+    def warnings(self) -> list[str]:
+        """A sentence where image files were left out."""
+        files = sorted({path for each in self.left_out for path in each.errors})
+        if not files:
+            return []
+        return [f"{len(files):,} image files that cannot be read were left out: {named(files)}"]
 
 
 def build_data(
@@ -71,22 +86,30 @@ def build_data(
         raise UserError(f"dataset.decode=gpu needs a CUDA device, not {device}: set dataset.decode=cpu")
 
     source = DATASETS[config.name](config, seed)
-    _check_facts(source, config)
-    if source.val is not None and config.val_images:
-        raise UserError(
-            f"dataset.val_images={config.val_images} but {config.root} has a val/ folder for that: set it to 0"
-        )
+    held_out = _held_out(source, config)
+    _check_facts(source, held_out, config)
+    left_out: list[LeftOut] = []
+
+    def skipping(images: int) -> LeftOut | None:
+        if config.on_error == "stop":
+            return None
+        left_out.append(LeftOut(images))
+        return left_out[-1]
+
     if config.name in FOLDERS and not config.streamed:
-        source = _in_memory(source, config, device, announce=rank == 0)
-    train, val = (source.train, source.val) if source.val else _hold_out(source.train, config.val_images)
+        copied = 0 if held_out is None else len(held_out)
+        source = _in_memory(source, config, copied, device, skipping, announce=rank == 0)
+    train, val, test = _splits(source, held_out)
     if eval_batch_size is None:  # many small images at once, because launching their kernels takes longer than they do
         eval_batch_size = 2500 if device.type == "cuda" and config.image_size <= 64 else 500
 
-    def loader(split: Split, **order: Any) -> Loader:
-        order |= {"mean": config.mean, "std": config.std, "device": device}
+    def loader(split: Split, training: bool = False, **order: Any) -> Loader:
+        order |= {"mean": config.mean, "std": config.std, "device": device, "training": training}
+        split = split.without_unreadable(training)
         if isinstance(split.inputs, torch.Tensor):
             return ArrayLoader(split.inputs, split.labels, augment=config.augment, **order)
         order |= {"image_size": config.image_size, "channels": config.channels, "workers": config.workers}
+        order |= {"left_out": skipping(len(split.labels))}
         return FolderLoader(split.inputs, split.labels, decode=config.decode, **order)
 
     def evaluation(split: Split) -> Loader:
@@ -95,8 +118,9 @@ def build_data(
     return Data(
         train=loader(train, batch_size=batch_size, training=True, seed=seed, rank=rank, world_size=world_size),
         val=evaluation(val) if val else None,
-        test=evaluation(source.test),
+        test=evaluation(test),
         classes=source.classes,
+        left_out=tuple(left_out),
     )
 
 
@@ -114,6 +138,11 @@ def check_options(config: DatasetConfig) -> None:
     for key in ("val_images", "workers"):
         if getattr(config, key) < 0:
             raise UserError(f"dataset.{key}={getattr(config, key)} must not be negative")
+    if isinstance(config.val_images, float) and not config.val_images < 1:
+        raise UserError(
+            f"dataset.val_images={config.val_images} is no fraction below 1: set a number of images without a decimal "
+            "point, or a fraction such as 0.1"
+        )
     if decode not in DECODERS:
         raise UserError(f"dataset.decode={decode} does not exist: choose among {', '.join(DECODERS)}")
     if name not in DATASETS:
@@ -134,6 +163,15 @@ def check_options(config: DatasetConfig) -> None:
         raise UserError(f"dataset.decode=gpu has no effect with dataset.augment={augment}: set dataset.decode=cpu")
     if decode == "gpu" and channels != 3:
         raise UserError(f"dataset.decode=gpu gives RGB, not dataset.channels={channels}: set dataset.decode=cpu")
+    if config.on_error not in ON_ERROR:
+        raise UserError(f"dataset.on_error={config.on_error} does not exist: choose among {', '.join(ON_ERROR)}")
+    if config.on_error == "skip" and name not in FOLDERS:
+        raise UserError(f"dataset.on_error=skip has no effect with {name}: set dataset.on_error=stop")
+    if config.on_error == "skip" and decode == "gpu":
+        raise UserError(
+            "dataset.on_error=skip needs files that are decoded where they are read: set dataset.decode=cpu, or "
+            "dataset.on_error=stop"
+        )
     if config.cache is not None and (config.streamed or name not in FOLDERS):
         what = f"dataset.augment={augment}" if config.streamed else name
         raise UserError(f"dataset.cache={config.cache} has no effect with {what}: set dataset.cache=null")
@@ -147,34 +185,74 @@ def dataset_facts(config: DatasetConfig) -> Facts:
     """The sizes that the configuration gives; those that it leaves out are counted in the folder. No image is opened.
 
     Raises:
-        UserError: a size left out for a dataset that is no image folder, a folder that cannot be listed, or a
-            validation set that takes all training images.
+        UserError: a size left out for a dataset that is no image folder, a folder that cannot be listed, a validation
+            set that takes all training images, or nothing to test on.
     """
     counted: dict[str, int] = {}
+    tested_on_held_out = False
     if config.name in FOLDERS and None in (config.classes, config.train_images, config.test_images):
         listings = scan_tree(config.root)
-        train, test = listings["train"], listings["test"]
-        counted = {"classes": len(train.classes), "train_images": len(train), "test_images": len(test)}
-    classes, train_images, test_images = (
-        required(config, key, counted.get(key)) for key in ("classes", "train_images", "test_images")
-    )
-    held_out = config.val_images
-    if held_out >= train_images:
-        raise UserError(f"dataset.val_images={held_out} leaves nothing of {train_images} training images")
+        counted = {f"{use}_images": len(listing) for use, listing in listings.items()}
+        counted["classes"] = len(listings["train"].classes)
+        tested_on_held_out = "test" not in listings
+    classes, train_images = (required(config, key, counted.get(key)) for key in ("classes", "train_images"))
+    if tested_on_held_out:
+        _check_held_out_for_testing(config)
+    held_out = held_out_count(config.val_images, train_images)
+    if tested_on_held_out:
+        return Facts(classes, train_images - held_out, 0, held_out)
+    test_images = required(config, "test_images", counted.get("test_images"))
     return Facts(classes, train_images - held_out, held_out, test_images)
 
 
 def folders_used(config: DatasetConfig) -> dict[str, Path]:
-    """The folders of an image tree by use ("train", "test", perhaps "val"); none for other datasets."""
+    """The folders of an image tree by use: "train", perhaps "test" and "val"; none for other datasets.
+
+    Without "test", the images that are held out of "train" are tested on.
+    """
     return split_folders(config.root) if config.name in FOLDERS and config.root is not None else {}
 
 
-def _check_facts(source: Source, config: DatasetConfig) -> None:
+def data_warnings(config: DatasetConfig) -> list[str]:
+    """What is odd in an image tree but does not keep it from being trained on: class folders without images."""
+    empty = {str(folder): empty_classes(folder) for folder in folders_used(config).values()}
+    return [f"no images in {folder} of {named(classes)}" for folder, classes in empty.items() if classes]
+
+
+def _check_held_out_for_testing(config: DatasetConfig) -> None:
+    """Refuse an image tree without a test folder where nothing is held out of it, or another test set is promised."""
+    where = f"dataset.root={config.root} has no val/ or test/ folder"
+    if not config.val_images:
+        raise UserError(
+            f"{where}: set dataset.val_images=0.1 to hold out a tenth of each class and test on it, or give it such a "
+            "folder"
+        )
+    if config.test_images is not None:
+        raise UserError(f"{where} for dataset.test_images={config.test_images}: set dataset.test_images=null")
+
+
+def _held_out(source: Source, config: DatasetConfig) -> torch.Tensor | None:
+    """Which training images are held out: bool [N]; None: none of them."""
+    if source.val is not None and config.val_images:
+        raise UserError(
+            f"dataset.val_images={config.val_images} but {config.root} has a val/ folder for that: set it to 0"
+        )
+    if source.test is None:
+        _check_held_out_for_testing(config)
+    labels = source.train.labels
+    count = held_out_count(config.val_images, len(labels))
+    if not count:
+        return None
+    return draw_held_out(labels, count, stratified=isinstance(config.val_images, float) or source.test is None)
+
+
+def _check_facts(source: Source, held_out: torch.Tensor | None, config: DatasetConfig) -> None:
     """Refuse data that are not what the configuration says, all differences in one message."""
+    tested = source.train.labels[held_out] if source.test is None else source.test.labels
     found = {
         "classes": (len(source.classes), "classes"),
         "train_images": (len(source.train.labels), "training images"),
-        "test_images": (len(source.test.labels), "test images"),
+        "test_images": (len(tested), "test images"),
     }
     if isinstance(source.train.inputs, np.ndarray):  # files: converted to the wanted channels and size
         found["classes"] = len(source.classes), "class folders"
@@ -191,28 +269,40 @@ def _check_facts(source: Source, config: DatasetConfig) -> None:
         )
 
 
-def _in_memory(source: Source, config: DatasetConfig, device: torch.device, announce: bool) -> Source:
-    """An image folder with pixels in place of its file names."""
+def _in_memory(
+    source: Source,
+    config: DatasetConfig,
+    copied: int,
+    device: torch.device,
+    skipping: Callable[[int], LeftOut | None],
+    announce: bool,
+) -> Source:
+    """An image folder with pixels in place of its file names.
+
+    `copied` as in `check_memory`; `skipping(images)` gives where to count the files of a split that cannot be read.
+    """
     splits = [split for split in (source.train, source.val, source.test) if split]
-    copied = len(source.train.labels) if config.val_images else 0
     check_memory(sum(len(split.labels) for split in splits), copied, config, device)
 
     def decoded(split: Split) -> Split:
         assert isinstance(split.inputs, np.ndarray)
-        return Split(decode_once(split.inputs, config, announce), split.labels)
+        left_out = skipping(len(split.labels))
+        pixels = decode_once(split.inputs, config, announce, left_out)
+        if not left_out:
+            return Split(pixels, split.labels)
+        readable = torch.tensor([path not in left_out.errors for path in split.inputs])
+        return Split(pixels, split.labels, readable)
 
-    train, val = decoded(source.train), decoded(source.val) if source.val else None
-    return replace(source, train=train, val=val, test=decoded(source.test))
+    train, val, test = (split and decoded(split) for split in (source.train, source.val, source.test))
+    assert train
+    return replace(source, train=train, val=val, test=test)
 
 
-def _hold_out(split: Split, val_images: int) -> tuple[Split, Split | None]:
-    """(training, validation): a random `val_images` of the training images, drawn with a fixed seed."""
-    count = len(split.labels)
-    if val_images >= count:
-        raise UserError(
-            f"dataset.val_images={val_images} of {count} training images: set dataset.val_images below {count}"
-        )
-    if not val_images:  # without the copy that taking all of them is
-        return split, None
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(VAL_SEED))
-    return split.take(order[val_images:].sort().values), split.take(order[:val_images].sort().values)
+def _splits(source: Source, held_out: torch.Tensor | None) -> tuple[Split, Split | None, Split]:
+    """(training, validation, test) images, after the hold-out."""
+    train, val, test = source.train, source.val, source.test
+    if held_out is not None:  # else without the copy that taking all of them is
+        train, held = (source.train.take(chosen.nonzero()[:, 0]) for chosen in (~held_out, held_out))
+        val, test = (held, test) if test else (None, held)
+    assert test
+    return train, val, test

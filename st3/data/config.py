@@ -24,12 +24,13 @@ class DatasetConfig:
     augment: str = "none"
     """Of training images. none; crop: shifted by up to 4 pixels, the edge repeated; crop_flip: the same, and mirrored
     with probability 0.5; random_resized_crop: of image folders, whose files are then decoded anew in each epoch."""
-    val_images: int = 0
-    """Training images held out for validation, always the same ones."""
+    val_images: int | float = 0
+    """Training images held out for validation, always the same ones: their number, drawn from all; or a fraction such
+    as 0.1, drawn from each class. Of a folder without val/ and test/ either is drawn from each class, for testing."""
     train_images: int | None = None
     """Training images before the hold-out; null: counted in the folder."""
     test_images: int | None = None
-    """Test images; null: counted in the folder."""
+    """Test images; null: counted in the folder, or what is held out of it."""
     workers: int = 0
     """Processes that read image files; 0: the training process reads them."""
     download: bool = False
@@ -38,6 +39,9 @@ class DatasetConfig:
     """JPEG files with random_resized_crop: cpu (the workers) or gpu (on CUDA, with the same crops)."""
     cache: str | None = None
     """Folder where an image folder that is decoded once (any other augment) leaves its pixels; null: nowhere."""
+    on_error: str = "stop"
+    """An image file that cannot be read. stop: ends the run. skip: is left out and counted; in training the next one
+    in the listing takes its place, so that batches keep their size. More than 1 % of a split, or 100, end the run."""
 
     @property
     def streamed(self) -> bool:

@@ -29,15 +29,29 @@ class Split:
 
     inputs: torch.Tensor | np.ndarray
     labels: torch.Tensor
+    readable: torch.Tensor | None = None
+    """bool [N]: False where the image could not be read; None: all could, or have not been read yet."""
 
     def take(self, indices: torch.Tensor) -> "Split":
         """The images at `indices`, int64 [M]."""
-        return Split(self.inputs[indices.numpy()], self.labels[indices])
+        readable = None if self.readable is None else self.readable[indices]
+        return Split(self.inputs[indices.numpy()], self.labels[indices], readable)
 
     def part(self, rank: int, world_size: int) -> "Split":
         """The consecutive images of one process, perhaps none. All processes together have each image once."""
         start, stop = (len(self.labels) * each // world_size for each in (rank, rank + 1))
-        return Split(self.inputs[start:stop], self.labels[start:stop])
+        readable = None if self.readable is None else self.readable[start:stop]
+        return Split(self.inputs[start:stop], self.labels[start:stop], readable)
+
+    def without_unreadable(self, training: bool) -> "Split":
+        """Smaller by what could not be read; in training, the next readable image is there in its place, too."""
+        if self.readable is None or self.readable.all():
+            return self
+        readable = self.readable.nonzero()[:, 0]
+        if not training:
+            return self.take(readable)
+        following = torch.searchsorted(readable, torch.arange(len(self.labels))) % len(readable)
+        return self.take(readable[following])
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,8 @@ class Source:
     """A dataset as it lies on disk; label i means `classes[i]`."""
 
     train: Split
-    test: Split
+    test: Split | None
+    """None: what is held out of the training images is tested on."""
     classes: tuple[str, ...]
     val: Split | None = None
     """Validation images, where the dataset has them apart from the training images."""
@@ -118,7 +133,7 @@ def official(dataset: Any, files: str, folder: str, config: DatasetConfig, _seed
 
 
 def image_folder(config: DatasetConfig, _seed: int = 0) -> Source:
-    """An ImageFolder tree: root/train, and root/val or root/test or both.
+    """An ImageFolder tree: root/train, perhaps with root/val, root/test or both; or root with one folder per class.
 
     Raises:
         UserError: as `scan_tree`.
@@ -130,7 +145,8 @@ def image_folder(config: DatasetConfig, _seed: int = 0) -> Source:
         return Split(paths, torch.tensor(folder.targets))
 
     splits = {use: split(listing) for use, listing in listings.items()}
-    return Source(**splits, classes=tuple(listings["train"].classes))
+    classes = tuple(listings["train"].classes)
+    return Source(splits["train"], splits.get("test"), classes, splits.get("val"))
 
 
 def fake(config: DatasetConfig, seed: int) -> Source:

@@ -1,10 +1,10 @@
 """Image files read in worker processes, a whole batch at a time: as pixels, or as JPEG that is decoded elsewhere."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,46 +36,121 @@ class EncodedBatch(NamedTuple):
     """int64 [B]."""
 
 
+class UnreadableImageError(UserError):
+    """An image file that cannot be read."""
+
+    def __init__(self, path: str, reason: object):
+        super().__init__(f"cannot read image {path}: {reason}; remove or replace the file")
+        self.path = path
+
+
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Whatever goes wrong in reading an image becomes a `UserError` that names its file."""
+    """Whatever goes wrong in reading an image becomes an `UnreadableImageError`, which names its file."""
     try:
         yield
     except Exception as error:  # Pillow's decoders raise a dozen types
-        raise UserError(f"cannot read image {path}: {error}; remove or replace the file") from None
+        raise UnreadableImageError(path, error) from None
+
+
+MOST_LEFT_OUT = 100
+
+
+class LeftOut:
+    """The files among `images` of one split that cannot be read and are left out: dataset.on_error=skip."""
+
+    def __init__(self, images: int):
+        self.images = images
+        self.limit = min(max(1, images // 100), MOST_LEFT_OUT, images - 1)
+        self.errors: dict[str, str] = {}
+        """What is the matter, by path. Each file is counted once, however often it is met."""
+
+    def add(self, errors: Mapping[str, str]) -> None:
+        """Count these files, too.
+
+        Raises:
+            UserError: there are too many.
+        """
+        self.errors |= errors
+        if len(self.errors) > self.limit:
+            raise UserError(
+                f"more than {self.limit} of {self.images:,} image files cannot be read, the most that "
+                f"dataset.on_error=skip leaves out ({next(iter(self.errors.values()))}; st3 check DIR lists all)"
+            )
+
+
+OnError = Literal["stop", "leave_out", "replace"]
+"""What `ImageFiles` does about a file that cannot be read."""
 
 
 class ImageFiles(Dataset):
-    """Maps (epoch, indices) to uint8 images [B, C, H, W] and int64 labels [B].
+    """Maps (epoch, indices) to uint8 images [B, C, H, W] and int64 labels [B], and the errors met, by path.
 
-    For an unreadable file the message is returned instead: an exception raised in a worker would reach the main
-    process wrapped in the worker's traceback.
+    Errors are returned, because an exception raised in a worker would reach the main process wrapped in the worker's
+    traceback. What is done about a file that cannot be read, `on_error`:
+
+        stop       nothing is returned but its error
+        leave_out  the batch is smaller
+        replace    the next readable file of the split takes its place, with its label, in the view of that place:
+                   a function of the files alone, whatever the epoch, the worker and the process
     """
 
-    def __init__(self, paths: np.ndarray, labels: torch.Tensor, view: View, channels: int, seed: int):
+    def __init__(
+        self,
+        paths: np.ndarray,
+        labels: torch.Tensor,
+        view: View,
+        channels: int,
+        seed: int,
+        on_error: OnError = "stop",
+    ):
         self.paths = paths
         self.labels = labels
         self.view = view
         self.mode = "L" if channels == 1 else "RGB"
         self.seed = seed
+        self.on_error = on_error
 
-    def __getitem__(self, batch: tuple[int, torch.Tensor]) -> Sequence[torch.Tensor] | str:
+    def __getitem__(self, batch: tuple[int, torch.Tensor]) -> tuple[Sequence[torch.Tensor], dict[str, str]]:
         epoch, indices = batch
+        errors: dict[str, str] = {}
         try:
             # Views are drawn from the global generator; its state is restored afterwards.
             with torch.random.fork_rng(devices=[]):
-                return self.read(epoch, indices)
-        except UserError as error:
-            return str(error)
+                return self.read(epoch, indices, errors), errors
+        except UnreadableImageError as error:
+            return (), errors | {error.path: str(error)}
 
-    def read(self, epoch: int, indices: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The batch. Seeds the global generator."""
-        images = []
+    def read(self, epoch: int, indices: torch.Tensor, errors: dict[str, str]) -> Sequence[torch.Tensor]:
+        """The batch; what is left out goes into `errors`. Seeds the global generator.
+
+        Raises:
+            UnreadableImageError: a file that is not left out, or too many in its stead.
+        """
+        images, shown = [], []
         for index in indices.tolist():
-            with naming(self.paths[index]), Image.open(self.paths[index]) as file:
-                image = file.convert(self.mode)
-            images.append(self.cut(image, self.draw(image, epoch, index)))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), self.labels[indices]
+            for candidate in self.candidates(index):
+                try:
+                    with naming(self.paths[candidate]), Image.open(self.paths[candidate]) as file:
+                        image = file.convert(self.mode)
+                except UnreadableImageError as error:
+                    if self.on_error == "stop" or len(errors) > MOST_LEFT_OUT:
+                        raise
+                    errors[error.path] = str(error)
+                else:
+                    images.append(self.cut(image, self.draw(image, epoch, index)))
+                    shown.append(candidate)
+                    break
+        width, height = self.view.size
+        pixels = np.array(images, np.uint8).reshape(-1, height, width, 1 if self.mode == "L" else 3)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), self.labels[shown]
+
+    def candidates(self, index: int) -> Iterator[int]:
+        """The files that may be read for the place `index`, the first that can be."""
+        yield index
+        if self.on_error == "replace":
+            yield from range(index + 1, len(self.paths))
+            yield from range(index)
 
     def draw(self, image: Image.Image, epoch: int, index: int) -> tuple[int, ...]:
         """The view of one image: a function of (seed, epoch, index) and its size. Seeds the global generator."""
@@ -91,10 +166,10 @@ class ImageFiles(Dataset):
 
 
 class EncodedFiles(ImageFiles):
-    """Maps (epoch, indices) to an `EncodedBatch` with the views that `ImageFiles` draws; RGB only."""
+    """Maps (epoch, indices) to an `EncodedBatch` with the views that `ImageFiles` draws; RGB only, on_error "stop"."""
 
-    def read(self, epoch: int, indices: torch.Tensor) -> EncodedBatch:
-        """See `ImageFiles`. A JPEG file is not decoded: its size is in its header."""
+    def read(self, epoch: int, indices: torch.Tensor, errors: dict[str, str]) -> EncodedBatch:
+        """See `ImageFiles`. A JPEG file is not decoded: its size is in its header. No file is left out."""
         contents, lengths, views, pixels = [], [], [], []
         for index in indices.tolist():
             path = self.paths[index]
@@ -146,9 +221,15 @@ def worker_batches(files: ImageFiles, sampler: Sequence[tuple[int, torch.Tensor]
     return DataLoader(files, sampler=sampler, batch_size=None, generator=torch.Generator(), **options)
 
 
-def checked(batches: DataLoader) -> Iterator[Sequence[torch.Tensor]]:
-    """The batches. Raises `UserError` for a file that cannot be read."""
-    for batch in batches:
-        if isinstance(batch, str):
-            raise UserError(batch)
+def checked(batches: DataLoader, left_out: LeftOut | None = None) -> Iterator[Sequence[torch.Tensor]]:
+    """The batches; files that cannot be read are counted in `left_out`.
+
+    Raises:
+        UserError: a file that cannot be read and shall not be left out, or too many of them.
+    """
+    for batch, errors in batches:
+        if errors:
+            if left_out is None:
+                raise UserError(next(iter(errors.values())))
+            left_out.add(errors)
         yield batch

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from st3.data.files import EncodedBatch, EncodedFiles, ImageFiles, checked, naming, worker_batches
+from st3.data.files import EncodedBatch, EncodedFiles, ImageFiles, LeftOut, OnError, checked, naming, worker_batches
 from st3.data.loader import Loader, Normalise, mixed_seed
 from st3.data.views import CentralView, RandomView
 from st3.errors import UserError
@@ -26,11 +26,14 @@ class FolderLoader(Loader):
     or "gpu": the workers only read the files, and `device`, of whatever type, decodes, crops and resizes; the crops
     are the same, the pixels differ by the rounding of two decoders.
 
+    A file that cannot be read ends the epoch; with `left_out` it is counted there, and in training another takes its
+    place (see `ImageFiles`).
+
     The workers of a training loader live as long as the loader, those of any other only for an epoch: so at most
     `workers` of them are idle, not three times as many.
 
     Raises:
-        UserError: `device` cannot decode; from `epoch`, a file that cannot be read, by its path.
+        UserError: `device` cannot decode; from `epoch`, a file that cannot be read, by its path, or too many of them.
     """
 
     def __init__(
@@ -50,9 +53,11 @@ class FolderLoader(Loader):
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        left_out: LeftOut | None = None,
     ):
         super().__init__(labels, batch_size=batch_size, training=training, seed=seed, rank=rank, world_size=world_size)
         self.device = torch.device(device)
+        self.left_out = left_out
         self.normalise = Normalise(mean, std, image_size, device)
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         view = RandomView(image_size) if training else CentralView(image_size)
@@ -60,10 +65,12 @@ class FolderLoader(Loader):
         self.prepare: Callable[..., Sequence[torch.Tensor]]
         if decode == "gpu":
             assert channels == 3
+            assert left_out is None
             files = EncodedFiles(paths, labels, view, channels, seed)
             self.prepare = DeviceDecoder(paths, view, self.device)
         else:
-            files = ImageFiles(paths, labels, view, channels, seed)
+            skip: OnError = "replace" if training else "leave_out"
+            files = ImageFiles(paths, labels, view, channels, seed, "stop" if left_out is None else skip)
             self.prepare = partial(copied, device=self.device)
         self.sampler: list[tuple[int, torch.Tensor]] = []
         self.batches = worker_batches(
@@ -78,8 +85,9 @@ class FolderLoader(Loader):
         """Batches of one epoch; see `Loader`. Starting an epoch ends the one that is under way."""
         random = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         self.sampler[:] = [(epoch, indices) for indices in self.split(self.order(random))]
-        for images, labels in prepared(checked(self.batches), self.prepare, self.stream):
-            yield self.normalise(images), labels
+        for images, labels in prepared(checked(self.batches, self.left_out), self.prepare, self.stream):
+            if len(labels):  # else all were left out
+                yield self.normalise(images), labels
 
 
 def copied(batch: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

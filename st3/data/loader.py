@@ -43,7 +43,8 @@ class Loader(ABC):
     a single process.
 
     Any other loader serves the images that it is given, each once and in order; its last batch may be smaller, and
-    without images it has no batch. It ignores the other processes: `num_images` and `batch_size` are its own.
+    without images it has no batch. It ignores the other processes: `num_images` and `batch_size` are its own. What
+    `dataset.on_error=skip` leaves out is missing there; in training another image takes its place.
     """
 
     def __init__(

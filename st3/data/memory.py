@@ -14,7 +14,7 @@ import PIL
 import torch
 
 from st3.data.config import DatasetConfig
-from st3.data.files import ImageFiles, checked, naming, worker_batches
+from st3.data.files import ImageFiles, LeftOut, OnError, checked, naming, worker_batches
 from st3.data.views import WholeView
 from st3.errors import UserError
 
@@ -22,7 +22,9 @@ CACHE_FORMAT = 1  # raise it whenever the same images would give another cache f
 HEADER_BYTES = 128
 
 
-def decode_once(paths: np.ndarray, config: DatasetConfig, announce: bool = True) -> torch.Tensor:
+def decode_once(
+    paths: np.ndarray, config: DatasetConfig, announce: bool = True, left_out: LeftOut | None = None
+) -> torch.Tensor:
     """Every file as pixels in memory: uint8 [N, channels, image_size, image_size], channels_last.
 
     With a cache folder the pixels are written to a file there, and later mapped into memory from it, as long as no
@@ -31,19 +33,25 @@ def decode_once(paths: np.ndarray, config: DatasetConfig, announce: bool = True)
     Args:
         paths: file names below the dataset's root, object array [N].
         announce: print a line when a cache file is written, used or damaged.
+        left_out: files that cannot be read are black, and counted here; None: they are an error. With any of them no
+            cache file is written, because it has no place to say so.
 
     Raises:
-        UserError: a file that cannot be read, by its path; a cache that cannot be used.
+        UserError: a file that cannot be read, by its path, or too many of them; a cache that cannot be used.
     """
     shape = len(paths), config.image_size, config.image_size, config.channels
 
     def decode() -> np.ndarray:
-        files = ImageFiles(paths, torch.zeros(len(paths)), WholeView(config.image_size), config.channels, seed=0)
-        batches = [(0, indices) for indices in torch.arange(len(paths)).split(1000)]
-        pixels, done = np.empty(shape, np.uint8), 0
-        for images, _ in checked(worker_batches(files, batches, num_workers=config.workers)):
-            pixels[done : done + len(images)] = images.permute(0, 2, 3, 1).numpy()
-            done += len(images)
+        places = torch.arange(len(paths))  # in place of labels: they say which images have come
+        on_error: OnError = "stop" if left_out is None else "leave_out"
+        files = ImageFiles(paths, places, WholeView(config.image_size), config.channels, seed=0, on_error=on_error)
+        batches = [(0, indices) for indices in places.split(1000)]
+        pixels = np.empty(shape, np.uint8)
+        black = np.ones(len(paths), bool)
+        for images, came in checked(worker_batches(files, batches, num_workers=config.workers), left_out):
+            pixels[came.numpy()] = images.permute(0, 2, 3, 1).numpy()
+            black[came.numpy()] = False
+        pixels[black] = 0
         return pixels
 
     if config.cache is None:
@@ -51,7 +59,7 @@ def decode_once(paths: np.ndarray, config: DatasetConfig, announce: bool = True)
     else:
         assert config.root is not None
         path = _cache_path(config.cache, paths, config.root, shape)
-        pixels = _cached(path, shape, decode, announce)
+        pixels = _cached(path, shape, decode, announce, left_out)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
@@ -66,8 +74,10 @@ def _cache_path(cache: str, paths: np.ndarray, root: str, shape: tuple[int, ...]
     return Path(cache, f"{digest.hexdigest()[:32]}.pixels")
 
 
-def _cached(path: Path, shape: tuple[int, ...], decode: Callable[[], np.ndarray], announce: bool) -> np.ndarray:
-    """The pixels in `path`, uint8 `shape`; made by `decode()` and written there if they are not."""
+def _cached(
+    path: Path, shape: tuple[int, ...], decode: Callable[[], np.ndarray], announce: bool, left_out: LeftOut | None
+) -> np.ndarray:
+    """The pixels in `path`, uint8 `shape`; made by `decode()` and written there, if they are not and are complete."""
 
     def say(line: str) -> None:
         if announce:
@@ -81,6 +91,9 @@ def _cached(path: Path, shape: tuple[int, ...], decode: Callable[[], np.ndarray]
                 return pixels
             say(f"is damaged: decoding the {shape[0]:,} image files again")
     pixels = decode()
+    if left_out and left_out.errors:
+        say(f"not written: {len(left_out.errors):,} of {shape[0]:,} image files cannot be read")
+        return pixels
     with _usable(path.parent):
         _write(path, pixels)
     say(f"written: {shape[0]:,} images, {pixels.nbytes / 1e6:,.1f} MB")

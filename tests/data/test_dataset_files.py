@@ -33,6 +33,14 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "dataset").glob("*.yam
         ("dataset.name=fakes", "unknown dataset 'fakes'"),
         ("dataset=folder dataset.cache=DIR", "dataset.cache=DIR has no effect with dataset.augment=random_resized"),
         ("dataset=imagenet dataset.decode=gpu", None),
+        ("dataset=imagenet dataset.on_error=skip dataset.val_images=0.01", None),
+        ("dataset=imagenet dataset.on_error=ignore", "dataset.on_error=ignore does not exist: choose among stop, skip"),
+        ("dataset=fake dataset.on_error=skip", "dataset.on_error=skip has no effect with fake"),
+        (
+            "dataset=imagenet dataset.on_error=skip dataset.decode=gpu",
+            "set dataset.decode=cpu, or dataset.on_error=sto",
+        ),
+        ("dataset=fake dataset.val_images=some", "dataset.val_images: Value 'some'"),
         ("dataset=cifar10_folder dataset.cache=DIR", None),
     ],
 )

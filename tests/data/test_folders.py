@@ -4,10 +4,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from data_cases import FAKE, FOLDER, build, dataset, refused
+import torch
+from data_cases import FAKE, FOLDER, build, dataset, epoch, refused
 from PIL import Image
 
-from st3.data import Facts, dataset_facts, folders_used
+from st3.data import Facts, data_warnings, dataset_facts, folders_used
 from st3.errors import UserError
 
 
@@ -59,7 +60,6 @@ def test_a_tree_with_val_and_test_is_validated_on_one_and_tested_on_the_other(tr
 def test_folders_that_do_not_fit_are_refused(tree):
     arguments = FOLDER | {"root": str(tree)}
     assert "dataset.root=DIR is needed" in refused(**arguments | {"root": None})
-    assert f"dataset.root={tree}/train has no train/ folder" in refused(**arguments | {"root": f"{tree}/train"})
     many = refused(**arguments | {"classes": 10})
     assert many == f"dataset.classes=10 but {tree} has 2 class folders: set dataset.classes=2"
     few = refused(**arguments | {"train_images": 13})
@@ -72,9 +72,90 @@ def test_folders_that_do_not_fit_are_refused(tree):
     assert "dataset.decode=gpu needs a CUDA device, not cpu" in refused(**arguments | {"decode": "gpu"})
     grey = {"decode": "gpu", "channels": 1, "mean": [0.5], "std": [0.5]}
     assert "dataset.decode=gpu gives RGB, not dataset.channels=1" in refused(**arguments | grey)
-    (tree / "test" / "c").mkdir()
-    assert "remove empty class folders" in refused(**arguments)
-    Image.new("RGB", (8, 8)).save(tree / "test" / "c" / "0.jpg")
-    assert "hold other classes (c)" in refused(**arguments)
     (tree / "test").rename(tree / "held")
-    assert "has no val/ or test/ folder" in refused(**arguments)
+    no_test = refused(**arguments)
+    assert no_test.startswith(
+        f"dataset.root={tree} has no val/ or test/ folder: set dataset.val_images=0.1 to hold out"
+    )
+    with pytest.raises(UserError, match="has no val/ or test/ folder"):
+        dataset_facts(dataset(**arguments))
+    assert f"dataset.root={tree}/none is no folder" in refused(**arguments | {"root": f"{tree}/none"})
+    (tree / "held").rename(tree / "test")
+    (tree / "train").rename(tree / "training")
+    assert f"dataset.root={tree} has no train/ folder" in refused(**arguments)
+    (tree / "test").rename(tree / "held")
+    assert f"dataset.root={tree} has neither train/ nor CLASS/FILE" in refused(**arguments)
+    assert "has neither train/ nor CLASS/FILE" in refused(**arguments | {"root": f"{tree}/training/a"})
+
+
+@pytest.mark.parametrize("val", [False, True])
+def test_classes_that_a_split_lacks_are_named_with_it(tree, val):
+    if val:
+        shutil.copytree(tree / "test", tree / "val")
+    (tree / "test" / "b").rename(tree / "test" / "c")
+    (tree / "train" / "a" / "0.jpg").unlink()
+    message = refused(**FOLDER | {"root": str(tree)})
+    assert f"{tree}/train has no c; " + (f"{tree}/val has no c; " if val else "") + f"{tree}/test has no b:" in message
+    with pytest.raises(UserError, match="has no c"):
+        dataset_facts(dataset(**FOLDER | {"root": str(tree)}))
+
+
+def test_an_empty_class_is_a_class_and_a_warning(tree):
+    config = dataset(**FOLDER | {"root": str(tree)})
+    assert data_warnings(config) == data_warnings(dataset(**FAKE)) == []
+    for split in ("train", "test"):
+        (tree / split / ".ipynb_checkpoints").mkdir()  # no class, whoever left it there
+        (tree / split / "c" / "deeper").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tree / "test" / "c" / "deeper" / "0.jpg")
+    (tree / "train" / "c" / "notes.txt").touch()
+    assert dataset_facts(config) == Facts(classes=3, train_images=12, val_images=0, test_images=7)
+    assert build(**FOLDER | {"root": str(tree)}).classes == ("a", "b", "c")
+    assert data_warnings(config) == [f"no images in {tree}/train of c"]
+    for i in range(7):
+        (tree / "train" / f"d{i}").mkdir()
+    assert data_warnings(config) == [f"no images in {tree}/train of c, d0, d1, d2, d3 and 3 more"]
+    for path in tree.rglob("*.jpg"):
+        path.unlink()
+    assert f"{tree}/train has no image files in class folders" in refused(**FOLDER | {"root": str(tree)})
+
+
+@pytest.mark.parametrize("augment", ["random_resized_crop", "none"])
+@pytest.mark.parametrize("within", ["", "train"])
+@pytest.mark.parametrize(("val_images", "held"), [(0.25, 3), (4, 4)])
+def test_without_a_folder_for_it_a_part_of_each_class_is_tested_on(tree, augment, within, val_images, held):
+    shutil.rmtree(tree / "test")
+    root = tree
+    if not within:  # root/CLASS/FILE
+        root = tree / "train"
+    arguments = FOLDER | {"root": str(root), "augment": augment, "val_images": val_images}
+    config = dataset(**arguments)
+    assert folders_used(config) == {"train": tree / "train"}
+    assert dataset_facts(config) == Facts(classes=2, train_images=12 - held, val_images=0, test_images=held)
+    one, other = build(**arguments), build(**arguments | {"seed": 1})
+    assert one.val is None
+    assert (one.train.num_images, one.test.num_images) == (12 - held, held)
+    tested = [epoch(data.test) for data in (one, other)]
+    assert torch.equal(tested[0][0], tested[1][0])
+    assert tested[0][1].bincount().tolist() in ([2, 1], [2, 2])
+
+
+def test_a_test_set_that_is_not_there_is_refused(tree):
+    shutil.rmtree(tree / "test")
+    promised = FOLDER | {"root": str(tree), "val_images": 0.25, "classes": 2, "train_images": 12, "test_images": 6}
+    assert "has no val/ or test/ folder for dataset.test_images=6: set dataset.test_images=null" in refused(**promised)
+
+
+def test_no_file_is_both_trained_and_tested_on(tree):
+    shutil.rmtree(tree / "test")
+    data = build(**FOLDER | {"root": str(tree), "val_images": 0.25})
+    paths = [set(loader.batches.dataset.paths) for loader in (data.train, data.test)]
+    assert not paths[0] & paths[1]
+    assert paths[0] | paths[1] == {str(path) for path in tree.rglob("*.jpg")}
+
+
+def test_a_fraction_of_train_is_validated_on_where_there_is_a_test_folder(tree):
+    arguments = FOLDER | {"root": str(tree), "val_images": 0.5}
+    assert dataset_facts(dataset(**arguments)) == Facts(2, 6, 6, 6)
+    data = build(**arguments)
+    assert epoch(data.val)[1].bincount().tolist() == [3, 3]
+    assert data.test.num_images == 6
