@@ -41,7 +41,7 @@ def spell_out(words: Sequence[str]) -> list[str]:
     force: Hydra also composes it without its choices, where a method that is not swept over has no such setting.
     `model.weights=RUN` brings the network and the data of that run, where neither is typed nor a recipe's.
     """
-    folder, spelled, sweep = Path(config_path(), "model"), _of_run(words), bool({"-m", "--multirun"} & set(words))
+    folder, spelled, sweep = Path(config_path(), "model"), list[str](), bool({"-m", "--multirun"} & set(words))
     for word in words:
         names = word.removeprefix("model=").split(",") if word.startswith("model=") else []
         if names and names != ["null"] and not any((folder / f"{name}.yaml").exists() for name in names):
@@ -51,7 +51,7 @@ def spell_out(words: Sequence[str]) -> list[str]:
             spelled.append(f"++{word}")
         else:
             spelled.append(word)
-    return spelled
+    return spelled + _of_run(words)
 
 
 def _of_run(words: Sequence[str]) -> list[str]:

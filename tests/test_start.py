@@ -70,6 +70,13 @@ def test_all_that_has_to_be_typed_is_the_run_and_the_sparsity(runs):
     assert answer.line("sparsity").startswith("80.00% up to step 1 (epoch 0.167), ramp of power 3 to 95.00%")
 
 
+def test_a_sweep_starts_each_of_its_jobs_from_the_run(runs):
+    answer = st3_train("-m", f"model.weights={runs / 'sparse'}", "sparsity=0.9,0.95", *FROM_RUN)
+    assert answer.code == 0
+    assert answer.out.count(f"weights    from {runs / 'sparse'}, raw weights, 80.00% zero") == 2
+    assert "to 95.00% of the weights" in answer.out
+
+
 def test_what_is_typed_wins_over_what_the_run_had(runs):
     words = f"model.weights={runs / 'dense'}", "dataset.test_images=20", "dataset.classes=4", *FROM_RUN
     answer = st3_train(*words)
