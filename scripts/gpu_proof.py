@@ -235,7 +235,7 @@ def do(name: str, out: Path, root: str | None, quick: bool) -> str:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 found = {}
                 trouble.append(f"no figures ({type(error).__name__}: {error})")
-            note(out, name, found, trouble, time.monotonic() - begin)
+            note(out, name, found, trouble, time.monotonic() - begin, quick)
     return "; ".join(trouble) or "done"
 
 
@@ -252,9 +252,9 @@ def run(command: Sequence[str], printed: Any, limit: float) -> str:
     return f"exit code {code}" if code else ""
 
 
-def note(out: Path, name: str, figures: Figures, trouble: Sequence[str], seconds: float) -> None:
+def note(out: Path, name: str, figures: Figures, trouble: Sequence[str], seconds: float, quick: bool) -> None:
     """Keep the figures of a step, and write the table of all."""
-    content = {"figures": figures, "trouble": list(trouble), "seconds": round(seconds, 1)}
+    content = {"figures": figures, "trouble": list(trouble), "seconds": round(seconds, 1), "quick": quick}
     (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     (out / "proof.md").write_text(table(out), encoding="utf-8")
 
@@ -263,7 +263,10 @@ def table(out: Path) -> str:
     """Figures beside their aims, in Markdown."""
     notes = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in noted(out).items()}
     found = {key: value for each in notes.values() for key, value in each["figures"].items()}
-    lines = [facts(), "", "| | measured | aim | at most / at least | |", "|---|---:|---:|---:|---|"]
+    tiny = (
+        ["**Tiny sizes: no figure here means anything.**", ""] if any(each["quick"] for each in notes.values()) else []
+    )
+    lines = [facts(), "", *tiny, "| | measured | aim | at most / at least | |", "|---|---:|---:|---:|---|"]
     for key, aim in AIMS.items():
         value = found.get(key)
         figures = ["–" if each is None else aim.shown.format(each) for each in (value, aim.aim, aim.bound)]

@@ -19,6 +19,7 @@ def test_each_step_runs_and_leaves_its_figures(tmp_path, capsys):
     notes = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in STEPS}
     assert {name: note["trouble"] for name, note in notes.items()} == {name: [] for name in STEPS}
     assert printed.endswith(table(tmp_path) + "\n")
+    assert "no figure here means anything" in printed
     found = {key for note in notes.values() for key in note["figures"]}
     assert found <= AIMS.keys()
     # All that needs no GPU is there.
