@@ -170,10 +170,11 @@ def _check_complete(cls: Any, node: Mapping[str, Any], prefix: str = "") -> None
 def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> None:
     """Raises `UserError` where the settings stored in a run directory, by this or an earlier version, are others.
 
-    What is not stored, or null, has the default that it has now.
+    What is not stored has the default that it has now.
     """
     try:
-        theirs = _flat(_from_nodes(_without_foreign_keys(stored)).plain())
+        nodes = dict(stored) if "raw_step" in stored else _without_foreign_keys(stored)
+        theirs = _flat(_from_nodes(nodes).plain())
     except (UserError, OmegaConfBaseException, KeyError, TypeError) as error:
         raise UserError(
             f"run_dir={run_dir} holds a run that this version cannot continue ({' '.join(str(error).split())}): "

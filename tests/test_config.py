@@ -202,6 +202,11 @@ def test_the_same_value_in_other_words_is_no_other_setting():
     continues(stored, "schedule.start=.25ep", "optimizer.lr=1e-1", "clip_norm=3", "lr_schedule.warmup=0")
 
 
+def test_a_setting_that_was_null_is_still_null():
+    continues(load("method.theta=null").plain(), "method.theta=null")
+    assert "method.theta=None, not 1.0" in other(load("method.theta=null").plain())
+
+
 def test_a_dense_run_has_no_schedule_to_be_other():
     continues(load("method=dense").plain(), "method=dense", "schedule=cubic")
     continues(load("sparsity=0").plain(), "sparsity=0", "schedule=linear")
