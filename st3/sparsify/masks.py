@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.method import Pruner
 from st3.sparsify.schedules import Schedule
-from st3.sparsify.thresholds import quantile
+from st3.sparsify.thresholds import layer_thresholds
 
 
 class MaskPruner(Pruner):
@@ -91,11 +91,10 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return mask.view(scores.shape)
 
 
-def above_quantile(raw: FlatWeights, sparsity: float) -> list[Tensor]:
-    """Masks (bool, laid out as `raw.layers`) of the weights above the `sparsity` quantile of all magnitudes."""
-    magnitudes = raw.flat.abs()
-    kept = raw.parts(magnitudes > quantile(magnitudes, sparsity))
-    return [k.as_strided(w.shape, w.stride()) for k, w in zip(kept, raw.layers, strict=True)]
+def above_quantile(raw: FlatWeights, sparsity: float, min_density: float = 0.0) -> list[Tensor]:
+    """Masks (bool, laid out as `raw.layers`) of the weights above the thresholds of `layer_thresholds`."""
+    thresholds = layer_thresholds(raw.flat.abs(), raw.sizes, sparsity, min_density=min_density)
+    return [w.abs() > threshold for w, threshold in zip(raw.layers, thresholds, strict=True)]
 
 
 def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -117,10 +116,3 @@ def clear_state(optimizer: Optimizer, weight: Tensor, where: Tensor | None = Non
                 value.zero_()
             else:
                 value.masked_fill_(where, 0)
-
-
-def flat_magnitudes(raw: FlatWeights | Sequence[Tensor]) -> Tensor:
-    """|w| of all layers, [N]."""
-    if isinstance(raw, FlatWeights):
-        return raw.flat.abs()
-    return torch.cat([w.detach().abs().flatten() for w in raw])

@@ -4,6 +4,7 @@ A pruner turns raw weights into the sparse ones that the model holds, and says h
 neither model nor data; `Sparsifier` does the rest.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,6 +17,7 @@ from st3.errors import UserError
 from st3.settings import Settings
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.schedules import Constant, Schedule
+from st3.sparsify.thresholds import held_open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,26 @@ class Method(Settings):
         Raises `UserError` for a schedule that the method cannot follow, and for durations without a length.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalThreshold(Method):
+    """Base of the methods that compare the weights of all layers with one threshold."""
+
+    min_density: float = 0.0
+    """Fraction of every layer that is kept in any case, at least one weight; 0: layers may become wholly zero."""
+
+    def validate(self) -> None:
+        self.check(0 <= self.min_density < 1, "min_density", "lies outside [0, 1)")
+
+    def check_room(self, weights: Sequence[Tensor], schedule: Schedule) -> None:
+        """Raises `UserError` where `min_density` keeps more weights than the schedule."""
+        sizes, final = [w.numel() for w in weights], schedule.value(sys.maxsize)
+        held = sum(held_open(size, self.min_density) for size in sizes)
+        if self.min_density and held > round((1 - final) * sum(sizes)):
+            raise UserError(
+                f"method.min_density={self.min_density:g} keeps more weights than a sparsity of {final:g}: lower one"
+            )
 
 
 class Pruner:

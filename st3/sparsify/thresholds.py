@@ -54,6 +54,26 @@ def weighted_quantile(values: Tensor, costs: Tensor, q: float | Tensor) -> Tenso
     return _between(ordered.take(below), ordered.take(above), (wanted - start) / (stop - start).clamp(min=1))
 
 
+def layer_thresholds(
+    magnitudes: Tensor,
+    sizes: Sequence[int],
+    q: float | Tensor,
+    *,
+    min_density: float = 0.0,
+    costs: Tensor | None = None,
+) -> Tensor:
+    """The quantile of all `magnitudes` [N] for each layer, `sizes` weights long, [layers].
+
+    With `min_density` it is lower where a layer would keep less than that fraction of its weights, or none, and higher
+    for the others: as many weights as before lie above. With `costs` [N] it is the `weighted_quantile`. Never waits for
+    a CUDA device.
+    """
+    if min_density:
+        magnitudes, ceilings = hold_open(magnitudes.split(list(sizes)), min_density)
+    threshold = quantile(magnitudes, q) if costs is None else weighted_quantile(magnitudes, costs, q)
+    return torch.minimum(threshold, ceilings) if min_density else threshold.expand(len(sizes))
+
+
 def hold_open(magnitudes: Sequence[Tensor], min_density: float) -> tuple[Tensor, Tensor]:
     """What keeps the fraction `min_density` of every layer (at least one weight) above a threshold common to all.
 

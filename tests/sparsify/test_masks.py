@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from st3.sparsify.flat_weights import FlatWeights
-from st3.sparsify.masks import MaskPruner, above_quantile, clear_state, drop_and_grow, flat_magnitudes, largest
+from st3.sparsify.masks import MaskPruner, above_quantile, clear_state, drop_and_grow, largest
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,13 +46,6 @@ def test_above_quantile_is_one_threshold_for_all_layers(memory_format, sparsity)
         assert torch.equal(mask, weight.abs() > threshold)
     zeros = sum((~mask).sum().item() for mask in masks)
     assert zeros == int((len(magnitudes) - 1) * sparsity) + 1
-
-
-def test_flat_magnitudes_are_those_of_all_layers():
-    weights = [random(3, 4), random(2, 2, seed=1)]
-    expected = torch.cat([w.abs().flatten() for w in weights])
-    assert torch.equal(flat_magnitudes(weights), expected)
-    assert torch.equal(flat_magnitudes(FlatWeights.copy_of(weights)), expected)
 
 
 # Drop and grow --------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from st3.durations import Length
 from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.masks import MaskPruner, above_quantile, clear_state
-from st3.sparsify.method import Method
+from st3.sparsify.method import GlobalThreshold
 from st3.sparsify.schedules import PolynomialRamp, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class ACDC(Method):
+class ACDC(GlobalThreshold):
     """AC/DC (Peste et al. 2021, arXiv:2106.12379): in a compressed phase only the globally largest weights of its first
     moment live, the others are 0; in a dense phase all do, the zeroed ones from 0 on, and without momentum.
 
@@ -27,15 +27,17 @@ class ACDC(Method):
     follows: ClassVar[str] = "acdc"
 
     def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "ACDCPruner":
-        """With all weights kept. Raises `UserError` for a ramp."""
+        """With all weights kept. Raises `UserError` for a ramp, or a `min_density` above 1 − s."""
         if isinstance(schedule, PolynomialRamp) and schedule.start < schedule.end:
             raise UserError("this method alternates between dense and sparse phases and follows no ramp: schedule=acdc")
-        return ACDCPruner(weights)
+        self.check_room(weights, schedule)
+        return ACDCPruner(self.min_density, weights)
 
 
 class ACDCPruner(MaskPruner):
-    def __init__(self, weights: Sequence[Tensor]):
+    def __init__(self, min_density: float, weights: Sequence[Tensor]):
         super().__init__(weights, for_good=True)
+        self._min_density = min_density
 
     def due(self, step: int, sparsity: float, level: float) -> bool:
         return sparsity != level
@@ -47,7 +49,7 @@ class ACDCPruner(MaskPruner):
 
     def update(self, step: int, sparsity: float, raw: FlatWeights | None, optimizer: Optimizer) -> None:
         if raw is not None and sparsity != self.level:
-            self.set_masks(above_quantile(raw, sparsity))
+            self.set_masks(above_quantile(raw, sparsity, self._min_density))
         if self.level and not sparsity:
             for mask in self.masks:
                 mask.fill_(True)

@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 from st3.durations import Duration, Length
 from st3.errors import UserError
 from st3.sparsify.allocation import erdos_renyi_kernel
-from st3.sparsify.masks import MaskPruner, clear_state, drop_and_grow, flat_magnitudes, largest
-from st3.sparsify.method import Method
+from st3.sparsify.flat_weights import FlatWeights
+from st3.sparsify.masks import MaskPruner, above_quantile, clear_state, drop_and_grow, largest
+from st3.sparsify.method import GlobalThreshold
 from st3.sparsify.schedules import AlternatingPhases, PolynomialRamp, Schedule
-from st3.sparsify.thresholds import quantile
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraNet(Method):
+class GraNet(GlobalThreshold):
     """GraNet (Liu et al. 2021, arXiv:2106.10404): dense at first. Now and then the smallest weights of all layers
     together are pruned along the ramp; then each layer replaces a fraction p(t) of what it kept by the zeroed weights
     with the largest gradients. With `schedule.initial` the start is sparse, at random, with ERK densities.
@@ -40,13 +40,16 @@ class GraNet(Method):
     """p at the end."""
 
     def validate(self) -> None:
+        super().validate()
         self.check_fraction("regrow")
         self.check_fraction("regrow_final")
 
     def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "GraNetPruner":
-        """With all weights kept. Raises `UserError` for phases that are dense again."""
+        """With all weights kept. Raises `UserError` for phases that are dense again, and where `min_density` keeps more
+        than the schedule."""
         if isinstance(schedule, AlternatingPhases):
             raise UserError("this method never becomes dense again: schedule=cubic")
+        self.check_room(weights, schedule)
         return GraNetPruner(self, weights, schedule, length)
 
 
@@ -72,9 +75,8 @@ class GraNetPruner(MaskPruner):
         if not self.changes(step, sparsity):
             return
         if sparsity > self.level:
-            magnitudes = flat_magnitudes([w.detach() * m for w, m in zip(weights, self.masks, strict=True)])
-            threshold = quantile(magnitudes, sparsity)
-            self.set_masks([(w.detach() * m).abs() > threshold for w, m in zip(weights, self.masks, strict=True)])
+            kept = FlatWeights.copy_of([w.detach() * m for w, m in zip(weights, self.masks, strict=True)])
+            self.set_masks(above_quantile(kept, sparsity, self._method.min_density))
             self.level = sparsity
         method = self._method
         progress = min(step / max(self._until, 1), 1.0)

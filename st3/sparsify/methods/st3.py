@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from st3.durations import Length
-from st3.errors import UserError
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.kernels import kernels_for
-from st3.sparsify.method import Method, Pruner
+from st3.sparsify.method import GlobalThreshold, Pruner
 from st3.sparsify.projections import hard_threshold, power_threshold, rescale_factor, sigma, soft_threshold
 from st3.sparsify.schedules import Schedule
-from st3.sparsify.thresholds import held_open, hold_open, quantile, weighted_quantile
+from st3.sparsify.thresholds import layer_thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
-class ST3(Method):
+class ST3(GlobalThreshold):
     """ST-3 (arXiv:2212.01076) and its ablations: soft thresholding with straight-through gradients.
 
     One global threshold, the scheduled quantile of all magnitudes; weights are shrunk by it and each output channel
@@ -41,29 +40,21 @@ class ST3(Method):
     """Factor of the gradient of zeroed weights; 0 masks it. null: 1 up to a final sparsity of 95 %, 0.5 above."""
     dead_channels: Literal["straight_through", "masked"] = "straight_through"
     """Whether output channels without a weight that is not zero get a gradient."""
-    min_density: float = 0.0
-    """Fraction of every layer that is kept in any case, at least one weight; 0: layers may become wholly zero."""
     layer_sigma: bool = False
     """ST-3σ: compare |w|/σ_l instead of |w| over the layers, which spreads the zeros more evenly."""
 
     def validate(self) -> None:
+        super().validate()
         self.check(self.exponent >= 1, "exponent", "must be at least 1: 1 is ST-3's, 3 Feather's")
         self.check(self.shrink == "soft" or self.exponent == 1, "exponent", "has no effect with method.shrink=hard")
         self.check(self.rescale or self.gradient != "rescaled", "gradient", "has no effect with method.rescale=false")
         if self.theta is not None:
             self.check_fraction("theta")
-        self.check(0 <= self.min_density < 1, "min_density", "lies outside [0, 1)")
 
     def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "ST3Pruner":
         """Nothing is kept between steps. Raises `UserError` where `min_density` keeps more than the schedule."""
-        final = schedule.value(sys.maxsize)
-        theta, sizes = self.theta_for(final), [w.numel() for w in weights]
-        if self.min_density and sum(held_open(size, self.min_density) for size in sizes) > round(
-            (1 - final) * sum(sizes)
-        ):
-            raise UserError(
-                f"method.min_density={self.min_density:g} keeps more weights than a sparsity of {final:g}: lower one"
-            )
+        self.check_room(weights, schedule)
+        theta = self.theta_for(schedule.value(sys.maxsize))
         straight = theta == 1 and self.gradient == self.dead_channels == "straight_through"
         return ST3Pruner(self) if straight else RoutedST3Pruner(self, theta)
 
@@ -119,10 +110,9 @@ class ST3Pruner(Pruner):
         magnitudes = raw.flat.abs()
         if method.layer_sigma:
             torch._foreach_mul_(raw.parts(magnitudes), [1 / scale for scale in scales])
-        if method.min_density:
-            magnitudes, ceilings = hold_open(raw.parts(magnitudes), method.min_density)
-        threshold = self._threshold(magnitudes, raw, sparsity)
-        thresholds = torch.minimum(threshold, ceilings) if method.min_density else threshold.expand(len(scales))
+        thresholds = layer_thresholds(
+            magnitudes, raw.sizes, sparsity, min_density=method.min_density, costs=self._costs_of_each(raw)
+        )
         for weight, target, scale, tau in zip(raw.layers, out, scales, thresholds, strict=True):
             # Thresholding w/σ_l by τ is thresholding w by τ·σ_l; doing it on w/σ_l makes the counts immune to rounding.
             scaled = weight * (1 / scale) if method.layer_sigma else weight
@@ -133,12 +123,11 @@ class ST3Pruner(Pruner):
             torch.mul(shrunk, factor, out=target)
         return torch.stack([tau * scale for tau, scale in zip(thresholds, scales, strict=True)])
 
-    def _threshold(self, magnitudes: Tensor, raw: FlatWeights, sparsity: Tensor) -> Tensor:
+    def _costs_of_each(self, raw: FlatWeights) -> Tensor | None:
         if self._costs is None:
-            return quantile(magnitudes, sparsity)
-        costs = self._costs.to(magnitudes.device)  # the model may have been moved since
-        of_each = torch.cat([cost.expand(size) for cost, size in zip(costs, raw.sizes, strict=True)])
-        return weighted_quantile(magnitudes, of_each, sparsity)
+            return None
+        costs = self._costs.to(raw.flat.device)  # the model may have been moved since
+        return torch.cat([cost.expand(size) for cost, size in zip(costs, raw.sizes, strict=True)])
 
     def _shrink(self, weight: Tensor, threshold: Tensor) -> Tensor:
         if self.method.shrink == "hard":

@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 
 from st3.durations import Length
 from st3.sparsify.flat_weights import FlatWeights
-from st3.sparsify.method import Method, Pruner, constant_sparsity
+from st3.sparsify.masks import above_quantile
+from st3.sparsify.method import GlobalThreshold, Pruner, constant_sparsity
 from st3.sparsify.schedules import Schedule
-from st3.sparsify.thresholds import quantile
+from st3.sparsify.thresholds import layer_thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKAST(Method):
+class TopKAST(GlobalThreshold):
     """Top-KAST (Jayakumar et al. 2020, arXiv:2106.03517): `ŵ = w·1[A]`, A the globally largest fraction D of all
     weights; the gradient reaches the largest D + M, set B.
 
@@ -32,17 +33,19 @@ class TopKAST(Method):
     """λ."""
 
     def validate(self) -> None:
+        super().validate()
         self.check_fraction("backward")
         self.check_not_negative("decay")
 
     def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "TopKASTPruner":
-        """Sparse at once. Raises `UserError` for a schedule that is not constant."""
+        """Sparse at once. Raises `UserError` for a schedule that is not constant, or a `min_density` above 1 − s."""
+        self.check_room(weights, schedule)
         return TopKASTPruner(self, weights, constant_sparsity(schedule))
 
 
 class TopKASTPruner(Pruner):
     def __init__(self, method: TopKAST, weights: Sequence[Tensor], sparsity: float):
-        self._decay, self._density = method.decay, 1 - sparsity
+        self._decay, self._density, self._min_density = method.decay, 1 - sparsity, method.min_density
         self.starts_sparse = sparsity > 0
         self._outside = max(sparsity - method.backward, 0.0)  # the fraction of weights that is not in B
         self._active, self._reached = ([torch.ones_like(w, dtype=torch.bool) for w in weights] for _ in range(2))
@@ -67,17 +70,16 @@ class TopKASTPruner(Pruner):
         for weight, before, reached in zip(raw.layers, self._before, self._reached, strict=bool(self._before)):
             weight.copy_(torch.where(reached, weight, before))  # neither decay nor momentum moves what is outside B
         self._before = []
-        magnitudes = raw.flat.abs()
         for masks, outside in ((self._active, sparsity), (self._reached, self._outside)):
-            threshold = quantile(magnitudes, outside) if outside else -1
-            for mask, weight in zip(masks, raw.layers, strict=True):
-                mask.copy_(weight.abs() > threshold)
+            everywhere = [torch.ones_like(mask) for mask in masks]
+            above = above_quantile(raw, outside, self._min_density) if outside else everywhere
+            torch._foreach_copy_(masks, above)
 
     def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
-        threshold = quantile(raw.flat.abs(), sparsity)
-        for weight, target in zip(raw.layers, out, strict=True):
+        thresholds = layer_thresholds(raw.flat.abs(), raw.sizes, sparsity, min_density=self._min_density)
+        for weight, threshold, target in zip(raw.layers, thresholds, out, strict=True):
             torch.mul(weight, weight.abs() > threshold, out=target)
-        return threshold.expand(len(raw.layers)).clone()
+        return thresholds.clone()
 
     def state_dict(self) -> dict:
         return {"active": [m.clone() for m in self._active], "reached": [m.clone() for m in self._reached]}
