@@ -1,17 +1,18 @@
 """A run in words: what will be done, and what came out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import st3
 from st3.config import Config
-from st3.data import Data, data_warnings, folders_used
+from st3.data import Data, data_warnings, folders_used, named
 from st3.measure import LayerRow, format_table, totals
 from st3.optim.lr_schedules import MultiStepSettings
 from st3.settings import Settings
 from st3.sketch import Execution, Sketch
-from st3.sparsify import HAM, ST3, AlternatingPhases, PolynomialRamp, left_alone
+from st3.sparsify import HAM, ST3, AlternatingPhases, GlobalThreshold, PolynomialRamp, left_alone
 from st3.sparsify.methods.probmask import ProbMask
 from st3.training.machine import Machine
 from st3.training.plan import Plan
@@ -21,6 +22,8 @@ from st3.training.summary import Summary
 
 FEW = 5
 """Updates of the masks; with fewer a method is hardly at work."""
+GUESSING_STEPS = 200
+"""Optimizer steps that a loss may stay at that of guessing; an epoch where that is longer."""
 
 
 def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> str:
@@ -81,12 +84,35 @@ def warnings_before(sketch: Sketch) -> list[str]:
     return warnings
 
 
+def failures(sketch: Sketch, state: TrainingState, dead_layers: Sequence[str]) -> list[str]:
+    """What makes the network as it is now worth little, a sentence each, with what to change. `dead_layers` by name."""
+    plan, method, found = sketch.plan, sketch.config.method, []
+    many = max(GUESSING_STEPS, plan.steps_per_epoch)
+    if state.guessing_steps >= many:
+        found.append(
+            f"the loss has not been below that of guessing (ln {plan.classes} = {math.log(plan.classes):.2f}) for "
+            f"{many:,} steps and more: lower optimizer.lr"
+        )
+    if dead_layers:
+        floor = isinstance(method, GlobalThreshold) and not method.min_density
+        found.append(
+            f"{named(list(dead_layers))} {'is' if len(dead_layers) == 1 else 'are'} wholly zero and "
+            f"{'passes' if len(dead_layers) == 1 else 'pass'} nothing on: lower sparsity"
+            + (", or set method.min_density=0.01" if floor else "")
+        )
+    if state.scores.get("test_constant"):
+        found.append("the logits are the same for all test images: this network is dead")
+    return found
+
+
 def summarize(
     sketch: Sketch, state: TrainingState, data: Data, rows: Sequence[LayerRow], run_dir: Path, machine: Machine
 ) -> Summary:
     """What summary.json says; sparsity and MACs are counted in the network as it is now."""
     config, total, scores = sketch.config, totals(rows), state.scores
+    dead_layers = [row.name for row in rows if row.dead]
     updates, warnings = sketch.sparsifier.mask_updates(), [*warnings_before(sketch), *data.warnings()]
+    warnings += failures(sketch, state, dead_layers)
     if sketch.sparsifier.sparsity_is_outcome and abs(total.sparsity - config.target_sparsity) > 0.005:
         warnings.append(
             f"{config.method.name} came out at {total.sparsity:.2%}, not at {config.target_sparsity:.2%}: st3 search "
@@ -116,6 +142,8 @@ def summarize(
         dataset=config.dataset.name,
         seed=config.seed,
         mask_updates=None if updates is None else len(updates),
+        dead_layers=dead_layers,
+        constant_logits=scores.get("test_constant", False),
         warnings=warnings,
         best=state.best,
         run_dir=str(run_dir),
@@ -160,8 +188,10 @@ def _method(config: Config) -> str:
     if not config.target_sparsity:
         note = f" (sparsity={config.sparsity:g} has no effect)" if config.sparsity else ""
         return f"{method.name}: no weight is pruned{note}"
+    held = isinstance(method, GlobalThreshold) and method.min_density
+    floor = f"each layer keeps {held:.2%}" if held else ""
     if not isinstance(method, ST3):
-        settings = _listed(method)
+        settings = ", ".join(filter(None, [_listed(method, without=("min_density",)), floor]))
         return f"{method.name}: {settings}" if settings else method.name
     parts = [
         f"{method.shrink} threshold" + (f" of exponent {method.exponent:g}" if method.exponent != 1 else ""),
@@ -172,8 +202,7 @@ def _method(config: Config) -> str:
         parts.append(f"times {theta:g} where zeroed")
     if method.dead_channels == "masked":
         parts.append("none for dead channels")
-    if method.min_density:
-        parts.append(f"each layer keeps {method.min_density:.2%}")
+    parts += [floor] if floor else []
     if method.layer_sigma:
         parts.append("magnitudes in units of σ per layer")
     return f"{method.name}: {', '.join(parts)}"

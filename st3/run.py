@@ -16,7 +16,7 @@ import torch
 import st3
 from st3.config import Config, refuse_other
 from st3.data import build_data, probe
-from st3.describe import describe_layers, describe_recipe, describe_result, summarize, warnings_before
+from st3.describe import describe_layers, describe_recipe, describe_result, failures, summarize, warnings_before
 from st3.measure import LayerRow, SparsityMeter, layer_table
 from st3.report import draw_run
 from st3.sketch import Execution, Sketch, choose_execution, sketch
@@ -85,7 +85,15 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
         directory.start(config.plain(), overrides, environment(machine, st3.__version__))
         if profiler:
             profiler.start(directory.trace)
-        return RunRecorder(directory, state, plan.plan, layer_rows=layer_rows, summary=summary, profiler=profiler)
+        return RunRecorder(
+            directory,
+            state,
+            plan.plan,
+            layer_rows=layer_rows,
+            summary=summary,
+            failures=partial(failures, plan, state),
+            profiler=profiler,
+        )
 
     recorder = processes.on_main(start_recording) or SilentRecorder()
     try:

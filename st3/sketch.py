@@ -109,6 +109,7 @@ def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE, spars
         schedule = replace(schedule, initial=min(sparse_at_start, config.target_sparsity))
     return Plan(
         length=length,
+        classes=facts.classes,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         lr=config.optimizer.lr,

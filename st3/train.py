@@ -52,7 +52,9 @@ def main() -> None:
             directory = _default_dir(config, started, number)
             if os.getpid() != process and config.run_dir is None:  # preempted and queued again, it shall continue
                 config = replace(config, run_dir=str(directory))
-            run(config, overrides, directory)
+            result = run(config, overrides, directory)
+            if result and result.constant_logits:
+                exit_code = exit_code or 1
         except LonelyError as error:
             _complain(error)
             os._exit(2)  # at once, without the rest of a sweep: nothing less ends the others

@@ -32,7 +32,7 @@ def fake_summary(**changes: Any) -> Summary:
 def fake_layer(name: str, sparsity: float, pruned: bool = True) -> LayerRow:
     """Ten weights with ten MACs each."""
     zeros, macs = round(10 * sparsity), round(100 * (1 - sparsity))
-    return LayerRow(name, "1×10", 10, pruned, zeros, sparsity, threshold=0.1, macs_dense=100, macs=macs)
+    return LayerRow(name, "1×10", 10, pruned, zeros, sparsity, threshold=0.1, macs_dense=100, macs=macs, dead=False)
 
 
 def fake_run(

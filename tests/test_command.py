@@ -413,3 +413,22 @@ def test_cuda_run_is_exact_in_every_precision(precision, here):
     assert st3_train(*TINY, f"precision={precision}", "device=cuda", "run_dir=run").code == 0
     summary = summary_of(here / "run")
     assert abs(summary["zeros"] - 0.9 * summary["prunable"]) <= 1
+
+
+def test_a_dead_network_is_no_success(tmp_path):
+    command = *TINY, "model=vgg11_bn", "sparsity=0.9999", f"run_dir={tmp_path}"
+    answer = st3_train(*command)
+    assert answer.code == 1
+    when, *at_the_end = [line for line in answer.out.splitlines() if "the same for all test images" in line]
+    assert len(at_the_end) == 1
+    assert answer.out.index(when) < answer.out.index("epoch 3/3")
+    assert "wholly zero and pass nothing on: lower sparsity, or set method.min_density=0.01" in answer.out
+    directory = RunDirectory(tmp_path)
+    summary = directory.finished()
+    assert summary.constant_logits
+    assert summary.dead_layers == [row["name"] for row in directory.layers() if row["dead"] == "True"]
+    assert [row["dead_layers"] for row in directory.metrics()][-1] == str(len(summary.dead_layers)) != "0"
+    assert st3_train(*command).code == 1  # it is finished, and still no success
+
+    alive = st3_train(*TINY, "model=vgg11_bn", "sparsity=0.9", f"run_dir={tmp_path / 'alive'}")
+    assert (alive.code, "wholly zero" in alive.out, "is dead" in alive.out) == (0, False, False)

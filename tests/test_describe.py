@@ -208,14 +208,14 @@ def test_masks_that_never_change_are_warned_of_in_words():
 # What came out --------------------------------------------------------------------------------------------------------
 
 
-def summary_of(run: Sketch, sparsity: float, of_data: Sequence[str] = ()):
+def summary_of(run: Sketch, sparsity: float, of_data: Sequence[str] = (), guessing_steps=0, constant=False):
     """After a run whose only layer lost that much."""
     zeros = round(10_000 * sparsity)
-    rows = [LayerRow("fc", "100×100", 10_000, True, zeros, sparsity, 0.1, 10_000, 10_000 - zeros)]
-    rows.append(LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 50, 50))
+    rows = [LayerRow("fc", "100×100", 10_000, True, zeros, sparsity, 0.1, 10_000, 10_000 - zeros, zeros == 10_000)]
+    rows.append(LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 50, 50, False))
     state = SimpleNamespace(
-        scores={"epoch": 10, "test_top1": 50.0, "test_top5": 90.0}, epoch=10, step=400, seconds=1.239,
-        warmup_seconds=0.1, data_seconds=0.0, best={},
+        scores={"epoch": 10, "test_top1": 50.0, "test_top5": 90.0, "test_constant": constant}, epoch=10, step=400,
+        seconds=1.239, warmup_seconds=0.1, data_seconds=0.0, guessing_steps=guessing_steps, best={},
     )  # fmt: skip
     data = SimpleNamespace(warnings=lambda: list(of_data))
     return summarize(run, state, data, rows, "outputs/x", CPU)
@@ -240,6 +240,36 @@ def test_a_summary_counts_what_is_there():
     assert (found.epochs, found.steps, found.seconds, found.processes) == (10, 400, 1.24, 1)
     assert (found.method, found.model, found.dataset, found.seed) == ("gmp", "resnet20", "fake", 3)
     assert (found.mask_updates, found.warnings, found.finished) == (10, [], False)
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        (ST3(), "lower sparsity, or set method.min_density=0.01"),
+        (ST3(min_density=0.001), "lower sparsity"),
+        (RigL(), "lower sparsity"),
+    ],
+)
+def test_a_layer_without_a_weight_is_named_with_what_to_change(method, remedy):
+    schedule = CONSTANT if isinstance(method, RigL) else RAMP
+    found = summary_of(fake(method, schedule), 1.0)
+    assert found.dead_layers == ["fc"]
+    assert f"fc is wholly zero and passes nothing on: {remedy}" in found.warnings
+    assert not summary_of(fake(method, schedule), 0.9999).dead_layers
+
+
+@pytest.mark.parametrize(("steps", "said"), [(0, False), (199, False), (200, True), (400, True)])
+def test_a_loss_that_stays_at_that_of_guessing_is_said(steps, said):
+    found = summary_of(fake(), 0.9, guessing_steps=steps).warnings
+    text = "the loss has not been below that of guessing (ln 10 = 2.30) for 200 steps and more: lower optimizer.lr"
+    assert found == ([text] if said else [])
+
+
+def test_logits_that_do_not_depend_on_the_image_are_said():
+    dead, alive = (summary_of(fake(), 0.9, constant=each) for each in (True, False))
+    assert dead.constant_logits
+    assert dead.warnings == ["the logits are the same for all test images: this network is dead"]
+    assert (alive.constant_logits, alive.warnings) == (False, [])
 
 
 def test_what_was_warned_of_before_stands_in_the_summary():

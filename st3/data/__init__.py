@@ -30,6 +30,7 @@ __all__ = [
     "data_warnings",
     "dataset_facts",
     "folders_used",
+    "named",
     "probe",
 ]
 

@@ -24,6 +24,8 @@ class LayerRow:
     macs_dense: int
     macs: int
     """MACs of the weights that are not zero, each at the layer's mean (in cross-attention they differ)."""
+    dead: bool
+    """Whether it has been pruned to nothing: all weights are zero."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def layer_table(layers: Sequence[LayerState], macs: Mapping[str, int]) -> list[L
                 threshold=layer.threshold,
                 macs_dense=dense,
                 macs=dense - dense * layer.zeros // params,
+                dead=layer.pruned and layer.zeros == params,
             )
         )
     return rows

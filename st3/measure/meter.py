@@ -9,7 +9,8 @@ from st3.sparsify import Sparsifier
 
 
 class SparsityMeter:
-    """Scheduled and exact sparsity, threshold (mean over the layers) and remaining MACs, in one read from the device.
+    """Scheduled and exact sparsity, threshold (mean over the layers), remaining MACs and the number of layers without a
+    weight, in one read from the device.
 
     `macs` are the dense MACs of each layer, as `layer_macs` gives them.
     """
@@ -31,4 +32,5 @@ class SparsityMeter:
             "sparsity": sum(counts) / sparsifier.prunable,
             "threshold": sum(values[1]) / len(counts),
             "macs": self._dense - sum(saved),
+            "dead_layers": sum(count == size for count, (_, size) in zip(counts, self._layers, strict=True)),
         }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from st3.report.style import BLUE, GREEN, GREY, ORANGE
+from st3.report.style import BLUE, GREEN, GREY, ORANGE, RED
 from st3.training.run_directory import RunDirectory
 
 
@@ -19,6 +19,10 @@ def draw_run(directory: RunDirectory) -> None:
         f"{summary.model} on {summary.dataset}, {summary.method}: {summary.top1:.2f} % top-1 "
         f"at {summary.sparsity:.2%} sparsity, {_millions(summary.macs_dense)} → {_millions(summary.macs)} MACs"
     )
+    if summary.constant_logits:
+        left.text(
+            0.5, 0.5, "dead: the logits are\nthe same for all images", ha="center", color=RED, transform=left.transAxes
+        )
     _training(left, directory.metrics(), summary.steps / summary.epochs)
     _layers(right, directory.layers(), summary.sparsity)
     figure.savefig(directory.picture, dpi=110)
@@ -56,7 +60,7 @@ def _training(axes: Axes, metrics: Sequence[dict[str, str]], steps_per_epoch: fl
 
 def _layers(axes: Axes, layers: Sequence[dict[str, str]], overall: float) -> None:
     places = range(len(layers))
-    colours = [ORANGE if row["pruned"] == "True" else GREY for row in layers]
+    colours = [_colour(row) for row in layers]
     axes.bar(places, [100 * float(row["sparsity"]) for row in layers], color=colours, width=0.8)
     axes.axhline(100 * overall, color="black", linewidth=1, linestyle="--")
     axes.annotate(
@@ -64,8 +68,16 @@ def _layers(axes: Axes, layers: Sequence[dict[str, str]], overall: float) -> Non
     )
     every = max(1, len(layers) // 30)
     axes.set_xticks(places[::every], [row["name"] for row in layers][::every], rotation=90, fontsize=7)
-    axes.set(ylim=(0, 108), ylabel="zero weights (%)", title="Sparsity of each layer, input to output")
+    dead = colours.count(RED)
+    title = "Sparsity of each layer, input to output" + (f"; red: {dead} wholly zero" if dead else "")
+    axes.set(ylim=(0, 108), ylabel="zero weights (%)", title=title)
     axes.margins(x=0.01)
+
+
+def _colour(layer: dict[str, str]) -> str:
+    if layer["pruned"] != "True":
+        return GREY
+    return RED if layer["zeros"] == layer["params"] else ORANGE
 
 
 def _millions(macs: int) -> str:

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, distinguishable with colour blindness. Their yellow is left out: too pale for lines on white.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+RED = "#C00000"
+"""Warns."""
 AMBER, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
 
 # Each method has its own marker: there are fewer colours than methods, and not everybody can tell them apart.

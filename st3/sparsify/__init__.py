@@ -1,7 +1,7 @@
 """Sparse training for any PyTorch model: `Sparsifier(model, "st3", schedule).attach(optimizer)`."""
 
 from st3.sparsify.layers import left_alone, weight_layers
-from st3.sparsify.method import Method, Pruner
+from st3.sparsify.method import GlobalThreshold, Method, Pruner
 from st3.sparsify.methods import METHODS, ST3, Dense
 from st3.sparsify.raw_steps import HAM, RAW_STEPS, RawStep
 from st3.sparsify.schedules import SCHEDULES, AlternatingPhases, Constant, PolynomialRamp, Schedule, ScheduleSettings
@@ -16,6 +16,7 @@ __all__ = [
     "AlternatingPhases",
     "Constant",
     "Dense",
+    "GlobalThreshold",
     "LayerState",
     "Method",
     "PolynomialRamp",

@@ -226,7 +226,7 @@ def _result(job: _Job) -> Summary | str:
     except UserError as error:
         wrong = str(error)
     code = job.process.returncode
-    if summary and code == 0:
+    if summary and (code == 0 or summary.constant_logits):
         return summary
     with open(job.task.log, "rb") as log:
         log.seek(job.log_start)

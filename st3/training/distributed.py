@@ -38,6 +38,12 @@ class Processes:
             dist.all_reduce(value)
         return value
 
+    def max_(self, value: Tensor) -> Tensor:
+        """Elementwise maximum over the processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
     def mean_(self, values: Iterable[Tensor]) -> None:
         """Mean of each floating-point tensor over the processes, in place; other tensors are left as they are."""
         if self.world_size > 1:

@@ -96,6 +96,7 @@ def train_epoch(
             train_loss = float(machine.processes.sum_(total)) / (steps * machine.processes.world_size)
             if not math.isfinite(train_loss):
                 raise UserError(f"the loss is {train_loss} at step {state.step}: lower optimizer.lr or set clip_norm")
+            state.guessing_steps = state.guessing_steps + steps if guesses(train_loss, plan.classes) else 0
             rate = steps * plan.batch_size / (time.perf_counter() - since)
             state.data_seconds += clock.read()
             recorder.row(state, {"train_loss": train_loss, "lr": lr, **measure(), "images_per_second": rate})
@@ -109,21 +110,39 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     machine: Machine,
 ) -> dict[str, float]:
-    """Accuracy in percent over all images: `top1` and `top5` (of all classes where there are fewer than five).
+    """Accuracy in percent over all images: `top1` and `top5` (of all classes where there are fewer than five), and
+    `constant`: whether the logits are the same for all of several images (see `SAME`).
 
     Each of several processes brings its own share of the images; the result is that of all.
     """
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=machine.device)  # correct, correct among five, all images
+    extremes = torch.full((2, 1), -math.inf, device=machine.device)  # of −logit and logit, each class for itself
     for images, labels in batches:
         with machine.autocast():
             logits = model(images)
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), torch.ones_like(labels).sum()])
+        logits = logits.float() - logits.float().mean(1, keepdim=True)  # what all classes share decides nothing
+        extremes = torch.maximum(extremes, torch.stack([(-logits).amax(0), logits.amax(0)]))
     model.train(was_training)
     top1, top5, images = machine.processes.sum_(counts).tolist()
-    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images}
+    spread, largest = machine.processes.max_(torch.stack([extremes.sum(0).max(), extremes.max()])).tolist()
+    return {
+        "top1": 100 * top1 / images,
+        "top5": 100 * top5 / images,
+        "constant": images > 1 and spread <= SAME * largest,
+    }
+
+
+SAME = 0.01
+"""Logits that differ by no more between images, relative to the largest, are the same: rounding to bf16 may do that."""
+
+
+def guesses(loss: float, classes: int) -> bool:
+    """Whether a network with this cross-entropy knows no more than one that gives all classes the same probability."""
+    return loss > 0.99 * math.log(classes)
 
 
 def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:

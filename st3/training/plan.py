@@ -12,6 +12,7 @@ class Plan:
     """Everything that the loop needs to know in advance. Durations are optimizer steps."""
 
     length: Length
+    classes: int
     batch_size: int
     """Images per optimizer step, over all processes."""
     accumulate: int

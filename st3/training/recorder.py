@@ -37,7 +37,10 @@ class Recorder(Protocol):
 
 
 class RunRecorder:
-    """Writes progress bar, metrics.csv, TensorBoard events, checkpoints, layers.csv and summary.json."""
+    """Writes progress bar, metrics.csv, TensorBoard events, checkpoints, layers.csv and summary.json.
+
+    `failures(dead_layers)` says what is wrong with the network as it is now; it is printed when it is new.
+    """
 
     def __init__(
         self,
@@ -47,10 +50,12 @@ class RunRecorder:
         *,
         layer_rows: Callable[[], Sequence[LayerRow]],
         summary: Callable[[], Summary],
+        failures: Callable[[Sequence[str]], list[str]],
         profiler: StepProfiler | None = None,
     ):
         self._directory, self._epochs, self._profiler = directory, plan.epochs, profiler
-        self._layer_rows, self._summary = layer_rows, summary
+        self._layer_rows, self._summary, self._failures = layer_rows, summary, failures
+        self._said: set[str] = set()  # names of dead layers, and sentences
         self._row: dict[str, Any] = {}
         self._disk = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -69,9 +74,10 @@ class RunRecorder:
         self._flush()
         self._row = {"epoch": state.epoch + 1, "step": state.step, **row}
         self._bar.set_postfix_str(f"loss {row['train_loss']:.3f}, sparsity {row['sparsity']:.2%}", refresh=False)
+        self._warn(row["dead_layers"])
 
     def evaluation(self, state: TrainingState, is_best: bool) -> None:
-        scores = {name: value for name, value in state.scores.items() if name != "epoch"}
+        scores = {name: value for name, value in state.scores.items() if name in METRICS and name != "epoch"}
         self._row |= scores  # an epoch ends with a row, which takes the scores in
         splits = [name.removesuffix("_top1") for name in scores if name.endswith("_top1")]
         top1 = [f"{split} top-1 {scores[f'{split}_top1']:.2f} %" for split in splits]
@@ -79,9 +85,18 @@ class RunRecorder:
             f"epoch {state.epoch}/{self._epochs}: loss {self._row['train_loss']:.3f}, {', '.join(top1)}, "
             f"sparsity {self._row['sparsity']:.2%}, {self._row['images_per_second']:,.0f} images/s"
         )
+        self._warn(self._row["dead_layers"])
         if is_best:
             self._directory.write_best({"model": state.network().state_dict(), **state.best})
         self._directory.write_layers(self._layer_rows())
+
+    def _warn(self, dead_layers: int) -> None:
+        dead = [row.name for row in self._layer_rows() if row.dead] if dead_layers else []
+        new = self._failures([name for name in dead if name not in self._said])
+        for text in new:
+            if text not in self._said:
+                self._bar.write(f"warning    {text}")
+        self._said.update(dead, new)
 
     def checkpoint(self, state: TrainingState) -> None:
         self._flush()

@@ -24,6 +24,7 @@ METRICS = (
     "sparsity",
     "threshold",
     "macs",
+    "dead_layers",
     "val_top1",
     "val_top5",
     "test_top1",

@@ -11,7 +11,7 @@ from st3.training.distributed import Processes
 from st3.training.ema import RawAverage
 
 _EXECUTION = "fused", "foreach", "capturable"
-_PLAIN = "epoch", "step", "seconds", "data_seconds", "warmup_seconds", "scores", "best"
+_PLAIN = "epoch", "step", "seconds", "data_seconds", "warmup_seconds", "guessing_steps", "scores", "best"
 
 
 @dataclass
@@ -33,6 +33,8 @@ class TrainingState:
     """Of these, how long the device waited for training data."""
     warmup_seconds: float = 0.0
     """Of these, the first steps of each sitting, in which kernels are chosen, compiled and captured."""
+    guessing_steps: int = 0
+    """For how many steps the loss has been that of guessing, or more."""
     scores: dict = field(default_factory=dict)
     """The latest evaluation."""
     best: dict = field(default_factory=dict)
@@ -72,7 +74,7 @@ class TrainingState:
         if self.average:
             self.average.load_state_dict(state["average"])
         for name in _PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # earlier versions have counted less
 
 
 def copied(state: Any) -> Any:

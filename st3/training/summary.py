@@ -41,6 +41,10 @@ class Summary:
     seed: int
     mask_updates: int | None = None
     """Optimizer steps in which the masks change; None: all that are sparse."""
+    dead_layers: list[str] = field(default_factory=list)
+    """Pruned layers whose weights are all zero."""
+    constant_logits: bool = False
+    """Whether the logits are the same for all test images."""
     warnings: list[str] = field(default_factory=list)
     """What a reader must know before the numbers."""
     best: dict = field(default_factory=dict)

@@ -94,7 +94,7 @@ def test_before_the_first_step_nothing_is_saved():
     total = totals(layer_table(sparsifier.layers(), macs))
     assert (total.zeros, total.macs) == (0, 416)
     assert SparsityMeter(sparsifier, macs)() == {
-        "sparsity_scheduled": 0.0, "sparsity": 0.0, "threshold": 0.0, "macs": 416,
+        "sparsity_scheduled": 0.0, "sparsity": 0.0, "threshold": 0.0, "macs": 416, "dead_layers": 0,
     }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from helpers import assert_same
 from training_cases import FP32
 
 from st3.durations import Length
-from st3.sparsify import METHODS, AlternatingPhases, Constant, Dense, PolynomialRamp
-from st3.sparsify.methods import ACDC, GMP, SET, STR, Feather, GraNet, ProbMask, RigL, TopKAST, st3, topkast
+from st3.sparsify import METHODS, AlternatingPhases, Constant, Dense, PolynomialRamp, thresholds
+from st3.sparsify.methods import ACDC, GMP, SET, STR, Feather, GraNet, ProbMask, RigL, TopKAST
 from st3.sparsify.thresholds import weighted_quantile
 from st3.training.loop import train_epoch
 from st3.training.state import TrainingState
@@ -47,8 +47,7 @@ def graphs(monkeypatch) -> Graphs:
     def elsewhere(values, q):
         return weighted_quantile(values, torch.ones_like(values, dtype=torch.int64), q)
 
-    for module in (topkast, st3):  # Feather projects as ST-3 does
-        monkeypatch.setattr(module, "quantile", elsewhere)
+    monkeypatch.setattr(thresholds, "quantile", elsewhere)
     return Graphs(monkeypatch)
 
 

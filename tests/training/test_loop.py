@@ -18,7 +18,7 @@ from st3.optim.optimizers import SGD
 from st3.sparsify import Constant, PolynomialRamp
 from st3.sparsify.methods import STR
 from st3.training.ema import RawAverage
-from st3.training.loop import evaluate, fit, train_epoch
+from st3.training.loop import evaluate, fit, guesses, train_epoch
 from st3.training.machine import Machine
 from st3.training.state import TrainingState
 from st3.training.step import EagerStep
@@ -215,7 +215,7 @@ def test_top1_and_top5_of_a_hand_count_with_a_smaller_last_batch(classes):
     model = Given().train()
     scores = evaluate(model, zip(logits.split(8), labels.split(8), strict=True), FP32)
     top1, top5 = hand_count(logits, labels)
-    assert scores == pytest.approx({"top1": top1, "top5": top5})
+    assert scores == pytest.approx({"top1": top1, "top5": top5, "constant": False})
     assert 0 < top1 < 100
     assert (top5 == 100) == (classes <= 5)
     assert model.training
@@ -228,7 +228,50 @@ def test_evaluation_leaves_the_network_as_it_was():
     scores = evaluate(model, Batches(2).epoch(0), FP32)
     assert not model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(type(value) is float for value in scores.values())
+    assert all(type(value) in (float, bool) for value in scores.values())
+
+
+@pytest.mark.parametrize(
+    ("logits", "constant"),
+    [
+        ([[1.0, 2.0, 9.0]] * 5, True),
+        ([[1.0, 2.0, 9.0]] * 4 + [[1.0, 2.0, 9.02]], True),  # less than bf16 tells apart
+        ([[1.0, 2.0, 9.0]] * 4 + [[1.0, 2.0, 9.2]], False),
+        ([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]], True),  # the same probabilities
+        ([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], False),
+        ([[0.0, 0.0, 0.0]] * 2, True),
+        ([[1.0, 2.0, 9.0]], False),  # one image says nothing
+        ([[1.0, float("nan"), 9.0]] * 2, False),
+    ],
+)
+def test_logits_that_do_not_depend_on_the_image_are_noticed(logits, constant):
+    logits, labels = torch.tensor(logits), torch.zeros(len(logits), dtype=torch.int64)
+    for size in (1, 2, 5):
+        assert evaluate(Given(), zip(logits.split(size), labels.split(size), strict=True), FP32)["constant"] == constant
+
+
+def test_steps_at_the_loss_of_guessing_are_counted_until_it_is_lower(monkeypatch):
+    plan = make_plan(epochs=3)  # a row every two of its twelve steps
+    state = make_state(plan)
+    low = iter([True, True, False, True, True, True])
+    monkeypatch.setattr("st3.training.loop.guesses", lambda loss, classes: next(low))
+    run(state, plan, data_of(Batches(4), None, Batches(2)))
+    saved = state.state_dict()
+    assert state.guessing_steps == saved["guessing_steps"] == 6
+    del saved["guessing_steps"]  # as earlier versions saved it
+    fresh = make_state(plan)
+    fresh.load_state_dict(saved)
+    assert (fresh.step, fresh.guessing_steps) == (12, 0)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_a_loss_of_guessing_is_that_of_equal_probabilities(classes):
+    labels = torch.arange(classes)
+    for smoothing in (0.0, 0.1):
+        alike = F.cross_entropy(torch.zeros(classes, classes), labels, label_smoothing=smoothing).item()
+        assert guesses(alike, classes)
+        knowing = F.cross_entropy(2 * torch.eye(classes), labels, label_smoothing=smoothing).item()
+        assert not guesses(knowing, classes)
 
 
 def test_evaluations_come_every_eval_every_epochs_and_after_the_last():
@@ -285,7 +328,7 @@ def test_the_best_is_chosen_at_full_sparsity_only():
     plan = make_plan(epochs=5, sparsity=ramp)
     state, best = best_of(plan, None, [0.9, 0.9, 0.3, 0.5, 0.5])
     assert best == [False, False, True, True, False]  # a tie stays with the earlier one
-    assert state.best == {"chosen_on": "test", "epoch": 4, "test_top1": 50.0, "test_top5": 100.0}
+    assert state.best == {"chosen_on": "test", "epoch": 4, "test_top1": 50.0, "test_top5": 100.0, "test_constant": True}
 
 
 def test_the_best_is_chosen_on_validation_where_there_is_one():

@@ -16,7 +16,10 @@ from st3.training.recorder import RunRecorder
 from st3.training.run_directory import METRICS, RunDirectory
 from st3.training.state import TrainingState
 
-LAYERS = [LayerRow("fc", "3×4", 12, True, 6, 0.5, 0.25, 12, 6), LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 9, 9)]
+LAYERS = [
+    LayerRow("fc", "3×4", 12, True, 6, 0.5, 0.25, 12, 6, False),
+    LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 9, 9, False),
+]
 
 
 def make_state(step=0) -> TrainingState:
@@ -36,11 +39,18 @@ def started(path) -> RunDirectory:
 
 def recorder_of(directory, state) -> RunRecorder:
     plan = make_plan(epochs=2, steps_per_epoch=4)
-    return RunRecorder(directory, state, plan, layer_rows=lambda: LAYERS, summary=lambda: SUMMARY(steps=state.step))
+    return RunRecorder(
+        directory,
+        state,
+        plan,
+        layer_rows=lambda: LAYERS,
+        summary=lambda: SUMMARY(steps=state.step),
+        failures=lambda dead: [],
+    )
 
 
 def row(step, loss=None) -> dict:
-    sparse = {"sparsity_scheduled": 0.5, "sparsity": 0.5, "threshold": 0.25, "macs": 6}
+    sparse = {"sparsity_scheduled": 0.5, "sparsity": 0.5, "threshold": 0.25, "macs": 6, "dead_layers": 0}
     return {"train_loss": step / 8 if loss is None else loss, "lr": 0.1, **sparse, "images_per_second": 1000.0}
 
 

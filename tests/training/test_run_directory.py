@@ -92,12 +92,12 @@ def test_networks_and_checkpoints_come_back(tmp_path):
 
 def test_layers_have_a_row_each(tmp_path):
     directory = started(tmp_path)
-    fc = LayerRow("fc", "3×4", 12, True, 6, 0.5, 0.25, 12, 6)
-    directory.write_layers([fc, LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 9, 9)])
+    fc = LayerRow("fc", "3×4", 12, True, 6, 0.5, 0.25, 12, 6, False)
+    directory.write_layers([fc, LayerRow("conv", "1×1", 1, False, 0, 0.0, 0.0, 9, 9, False)])
     first, second = directory.layers()
     assert first == {
         "name": "fc", "shape": "3×4", "params": "12", "pruned": "True", "zeros": "6", "sparsity": "0.5",
-        "threshold": "0.25", "macs_dense": "12", "macs": "6",
+        "threshold": "0.25", "macs_dense": "12", "macs": "6", "dead": "False",
     }  # fmt: skip
     assert (second["name"], second["pruned"]) == ("conv", "False")
 

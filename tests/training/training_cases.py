@@ -59,7 +59,7 @@ def data_of(train, val, test) -> Data:
 
 def make_plan(*, epochs=3, steps_per_epoch=4, **changes) -> Plan:
     settings = {
-        "batch_size": 8, "accumulate": 1, "lr": 0.2, "sparsity": Constant(0.5),
+        "classes": 3, "batch_size": 8, "accumulate": 1, "lr": 0.2, "sparsity": Constant(0.5),
         "lr_schedule": ConstantSettings().over(Length(steps_per_epoch, epochs)),
         "target_sparsity": 0.5, "finetune_from": None, "label_smoothing": 0.0, "clip_norm": 0.0, "seed": 0,
         "eval_every": 1, "log_every": 2,
