@@ -10,6 +10,8 @@ from st3.data.loader import Loader, Normalise, mixed_seed
 PADDING = 4  # pixels on each side, repeating the edge
 AT_ONCE = 8192
 """Images that a GPU augments together: for small ones it takes longer to launch an operation than to do it."""
+AT_ONCE_ON_CPU = 2048
+"""Images that a policy's operations are done to together on a CPU: the more, the more of them have drawn the same."""
 
 
 def crop_flip(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
@@ -66,8 +68,9 @@ class ArrayLoader(Loader):
         self.flips = training and augment == "crop_flip"
         self.normalise = Normalise(mean, std, images.shape[-1], device)
         each = self.batch_size // world_size
-        augments = self.crops or self.augmenter.policy is not None
-        self._batches_at_once = max(1, AT_ONCE // each) if augments and self.images.is_cuda else 1
+        together = self.augmenter.policy is not None or (self.crops and self.images.is_cuda)
+        at_once = AT_ONCE if self.images.is_cuda else AT_ONCE_ON_CPU
+        self._batches_at_once = max(1, at_once // each) if together else 1
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of one epoch; see `Loader`."""
