@@ -11,10 +11,11 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from st3.data import DatasetConfig, check_options
+from st3.data import AugmentationConfig, DatasetConfig, check_options
 from st3.errors import UserError
 from st3.models import ModelConfig
 from st3.optim import LRSettings, OptimizerSettings
+from st3.settings import hints
 from st3.sparsify import Dense, Method, RawStep, ScheduleSettings
 from st3.variants import VARIANTS, build, plain, typed, unknown_choice, unknown_setting
 
@@ -37,6 +38,8 @@ class Config:
 
     model: ModelConfig
     dataset: DatasetConfig
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Of training images, after dataset.augment."""
     method: Method
     selection: Selection = field(default_factory=Selection)
     raw_step: RawStep = field(default_factory=RawStep)
@@ -113,10 +116,12 @@ class Config:
         nodes = {group: plain(getattr(self, group)) for group in VARIANTS}
         nodes["method"] |= asdict(self.selection)
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _NODES}
-        return {"model": asdict(self.model), "dataset": asdict(self.dataset), **nodes, **own}
+        return {**{group: asdict(getattr(self, group)) for group in _PLAIN}, **nodes, **own}
 
 
-_NODES = {"model", "dataset", "selection", *VARIANTS}
+_PLAIN: dict[str, Any] = {"model": ModelConfig, "dataset": DatasetConfig, "augmentation": AugmentationConfig}
+"""Groups of one kind of settings, whatever option is chosen."""
+_NODES = {*_PLAIN, "selection", *VARIANTS}
 """Fields of `Config` that are more than a value."""
 
 
@@ -144,8 +149,7 @@ def _from_nodes(node: dict[str, Any]) -> Config:
         _check(key not in _NODES or isinstance(value, dict), f"{key}={value} is not a group of settings")
     selected, method = get_type_hints(Selection), node["method"]
     return Config(
-        model=_group(ModelConfig, "model", node["model"]),
-        dataset=_group(DatasetConfig, "dataset", node["dataset"]),
+        **{group: _group(cls, group, node[group]) for group, cls in _PLAIN.items() if group in node},
         selection=_group(Selection, "method", {key: method[key] for key in method if key in selected}),
         method=build("method", {key: method[key] for key in method if key not in selected}),
         **{group: build(group, node[group]) for group in VARIANTS if group in node and group != "method"},
@@ -154,7 +158,7 @@ def _from_nodes(node: dict[str, Any]) -> Config:
 
 
 def _group(cls: Any, group: str, node: dict[str, Any]) -> Any:
-    kinds = get_type_hints(cls)
+    kinds = hints(cls)
     for key in node:
         _check(key in kinds, unknown_setting(f"{group}.{key}", setting_names()))
     _check_complete(cls, node, f"{group}.")
@@ -232,5 +236,5 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def setting_names() -> list[str]:
     """Of all settings but the variants' own, dotted."""
     own = [key for key in get_type_hints(Config) if key not in _NODES]
-    groups = {"model": ModelConfig, "dataset": DatasetConfig, "method": Selection}
-    return own + [f"{group}.{key}" for group, cls in groups.items() for key in get_type_hints(cls)]
+    groups = {**_PLAIN, "method": Selection}
+    return own + [f"{group}.{key}" for group, cls in groups.items() for key in hints(cls)]

@@ -40,7 +40,7 @@ def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> s
         "model": f"{model.name}{f' ({options})' if options else ''}, {data.channels}×{data.image_size}×"
         f"{data.image_size} input, {facts.classes} classes, {model.init} initialization{eps}",
         "weights": _weights(sketch),
-        "data": f"{data.name}: {', '.join(splits)}, augmentation {data.augment}"
+        "data": f"{data.name}: {', '.join(splits)}, augmentation {_augmentation(config)}"
         + "".join(f", {verb} on {folders[use]}" for use, verb in verbs.items() if use in folders)
         + (f", tested on images held out of {folders['train']}" if folders and "test" not in folders else ""),
         "method": _method(config),
@@ -181,6 +181,19 @@ def _weights(sketch: Sketch) -> str:
     ]
     parts.append(f"{sketch.head} starts anew, for {sketch.facts.classes} classes" if sketch.head else "")
     return ", ".join(filter(None, [f"from {sketch.start.source}", *parts]))
+
+
+def _augmentation(config: Config) -> str:
+    chosen, crop = config.augmentation, config.dataset.augment
+    operations = "1 operation" if chosen.operations == 1 else f"{chosen.operations} operations"
+    policy = {
+        "none": "",
+        "randaugment": f"RandAugment ({operations}, magnitude {chosen.magnitude})",
+        "trivialaugment": "TrivialAugment",
+    }[chosen.policy]
+    erasing = f"erasing {chosen.erasing:g}" if chosen.erasing else ""
+    mixing = " or ".join(f"{key} {alpha:g}" for key in ("mixup", "cutmix") if (alpha := getattr(chosen, key)))
+    return ", ".join(filter(None, ["" if crop == "none" else crop, policy, erasing, mixing])) or "none"
 
 
 def _method(config: Config) -> str:

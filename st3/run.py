@@ -61,6 +61,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
     data = processes.in_turn(
         lambda: build_data(
             config.dataset,
+            augmentation=config.augmentation,
             batch_size=config.batch_size // config.accumulate,
             seed=config.seed,
             device=machine.device,

@@ -19,7 +19,7 @@ class Settings:
     """
 
     group: ClassVar[str]
-    """The group of settings that it belongs to: method, schedule, optimizer or lr_schedule."""
+    """The group of settings that it belongs to, such as method or schedule."""
     name: ClassVar[str]
     """What is typed for it: `method.name=…`."""
     option: ClassVar[str] = ""
@@ -95,7 +95,7 @@ class Settings:
             raise UserError(f"{self.group}.{key}={error}") from None
 
 
-def hints(cls: type[Settings]) -> dict[str, Any]:
-    """The fields of a variant and their types."""
+def hints(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass of settings and their types."""
     resolved = get_type_hints(cls)
     return {field.name: resolved[field.name] for field in fields(cls)}

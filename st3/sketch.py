@@ -95,6 +95,11 @@ def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE, spars
             f"batch_size={config.batch_size} cannot be shared by {processes.world_size} processes in "
             f"{config.accumulate} passes: choose a multiple of {config.accumulate * processes.world_size}"
         )
+    if config.augmentation.mixes and config.batch_size == config.accumulate * processes.world_size:
+        raise UserError(
+            f"batch_size={config.batch_size} leaves one image to a forward pass, and mixup and cutmix mix several: "
+            "raise batch_size, or set augmentation.mixup=0 augmentation.cutmix=0"
+        )
     steps_per_epoch = facts.train_images // (config.batch_size // config.accumulate) // config.accumulate
     if steps_per_epoch == 0:
         raise UserError(

@@ -406,6 +406,41 @@ def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(here, no_picture
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
+def test_a_run_with_all_augmentation_is_recorded_and_continues_to_the_same_weights(here, no_picture, monkeypatch):
+    command = [
+        *TINY,
+        "epochs=2",
+        "accumulate=2",
+        "label_smoothing=0.1",
+        "dataset.augment=crop_flip",
+        "augmentation=strong",
+    ]
+    whole = st3_train(*command, "run_dir=whole")
+    assert (whole.code, whole.err) == (0, "")
+    assert whole.line("data").endswith(
+        "augmentation crop_flip, RandAugment (2 operations, magnitude 9), erasing 0.25, mixup 0.8 or cutmix 1"
+    )
+    assert RunDirectory(Path("whole")).config()["augmentation"] == {
+        "policy": "randaugment", "operations": 2, "magnitude": 9, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0,
+    }  # fmt: skip
+    checkpoint = RunRecorder.checkpoint
+
+    def then_stop(self, state):
+        checkpoint(self, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "checkpoint", then_stop)
+        assert st3_train(*command, "run_dir=parts").code == 130
+    assert "augmentation.cutmix=1.0, not 0.0" in refused(*command, "augmentation=none", "run_dir=parts")
+    assert "continuing parts after epoch 1\n" in st3_train(*command, "run_dir=parts").out
+    weights = load_file("whole/model.safetensors")
+    assert_same(load_file("parts/model.safetensors"), weights)
+    st3_train(*command[:-1], "run_dir=plain")
+    assert not torch.equal(load_file("plain/model.safetensors")["conv1.weight"], weights["conv1.weight"])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -47,7 +47,8 @@ def test_a_value_that_cannot_be_is_refused_by_its_name(name, values):
         "epochs=1.5", "epochs=many", "epochs=null", "optimizer.lr=high", "optimizer.weight_decay=-1",
         "lr_schedule.final=-1", "schedule.power=0", "schedule.start=soon", "schedule.end=-3", "schedule.name=cubic",
         "method.name=st4", "method.rescale=maybe", "method.shrink=firm", "method.include=fc", "method.target=bytes",
-        "dataset.mean=[a]", "dataset.mean=[0.1,0.2]", "dataset.channels=7",
+        "dataset.mean=[a]", "dataset.mean=[0.1,0.2]", "dataset.channels=7", "augmentation.policy=autoaugment",
+        "augmentation.mixup=much",
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_or_in_a_group_is_refused_by_its_name(override):
@@ -61,6 +62,27 @@ def test_values_at_the_edge_of_what_can_be_are_taken():
     config = load("method.include=[fc]", "method.target=flops", "optimizer.weight_decay=0", "run_dir=a/b")
     assert (config.selection.include, config.selection.target) == (["fc"], "flops")
     assert (config.optimizer.weight_decay, config.run_dir) == (0, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("operations=0 policy=randaugment", "operations=0 must be at least 1"),
+        ("magnitude=31 policy=randaugment", "magnitude=31 lies outside 0..30"),
+        ("erasing=1.1", "erasing=1.1 lies outside [0, 1]"),
+        ("mixup=-1", "mixup=-1 must not be negative"),
+        ("cutmix=-0.5", "cutmix=-0.5 must not be negative"),
+        (
+            "magnitude=10",
+            "magnitude=10 has no effect with augmentation.policy=none: set augmentation.policy=randaugment, or "
+            "augmentation.magnitude=9",
+        ),
+        ("operations=3 policy=trivialaugment", "operations=3 has no effect with augmentation.policy=trivialaugment"),
+    ],
+)
+def test_augmentation_that_cannot_be_or_has_no_effect_is_refused(overrides, says):
+    message = refused(*(f"augmentation.{override}" for override in overrides.split()))
+    assert message.startswith(f"augmentation.{says}")
 
 
 def test_accumulation_divides_the_batch():
@@ -205,6 +227,14 @@ def test_the_same_value_in_other_words_is_no_other_setting():
 def test_a_setting_that_was_null_is_still_null():
     continues(load("method.theta=null").plain(), "method.theta=null")
     assert "method.theta=None, not 1.0" in other(load("method.theta=null").plain())
+
+
+def test_a_run_that_was_stored_before_there_was_augmentation_is_continued_without():
+    stored = load().plain()
+    del stored["augmentation"]
+    continues(stored)
+    assert "augmentation.mixup=0.0, not 0.2" in other(stored, "augmentation.mixup=0.2")
+    continues(load("augmentation=strong").plain(), "augmentation=strong")
 
 
 def test_a_dense_run_has_no_schedule_to_be_other():

@@ -79,6 +79,25 @@ def test_what_is_chosen_is_said():
     assert found["seed"] == "3; average of the raw weights with decay 0.99"
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("augmentation=strong", "RandAugment (2 operations, magnitude 9), erasing 0.25, mixup 0.8 or cutmix 1"),
+        (
+            "dataset.augment=crop_flip augmentation.policy=randaugment augmentation.operations=1 "
+            "augmentation.magnitude=14 augmentation.mixup=0.2",
+            "crop_flip, RandAugment (1 operation, magnitude 14), mixup 0.2",
+        ),
+        ("augmentation=light", "TrivialAugment, erasing 0.1"),
+        ("augmentation.cutmix=1", "cutmix 1"),
+        ("augmentation=none", "none"),
+    ],
+)
+def test_augmentation_in_words(words, text):
+    found = said(sketch(load(*FAKE, *words.split())))["data"]
+    assert found == f"fake: 400 training, 50 test images, augmentation {text}"
+
+
 def test_settings_of_other_methods_are_listed():
     assert said(fake(RigL(every="20st"), CONSTANT))["method"] == (
         "rigl: allocation erk, growth gradient, every 20st, until 75%, drop 0.3"

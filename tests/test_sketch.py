@@ -9,7 +9,7 @@ from config_cases import load
 from torch import nn
 
 from st3.config import Config, Selection
-from st3.data import DatasetConfig, Facts, build_data, dataset_facts
+from st3.data import AugmentationConfig, DatasetConfig, Facts, build_data, dataset_facts
 from st3.errors import UserError
 from st3.measure import layer_macs
 from st3.models import ModelConfig
@@ -48,6 +48,14 @@ def make_config(*, start="0", end="50%", power=3.0, **changes) -> Config:
         "batch_size": 100,
     }
     return Config(**settings | changes)
+
+
+def test_a_pass_of_one_image_has_none_to_be_mixed_with():
+    config = make_config(batch_size=4, accumulate=2, augmentation=AugmentationConfig(cutmix=1.0))
+    make_plan(config, FACTS)
+    with pytest.raises(UserError, match=r"^batch_size=4 leaves one image to a forward pass, .* augmentation.cutmix=0$"):
+        make_plan(config, FACTS, Processes(world_size=2))
+    make_plan(replace(config, augmentation=AugmentationConfig(erasing=0.5)), FACTS, Processes(world_size=2))
 
 
 def values(plan) -> list[float]:

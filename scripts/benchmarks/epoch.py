@@ -64,7 +64,8 @@ def epoch_config(args: Namespace) -> Config:
 def epoch_table(args: Namespace, machine: Machine) -> Iterator[Section]:
     config, methods = epoch_config(args), chosen_methods(args.methods)
     facts = sketch(config).facts  # where the settings themselves are wrong, there is no table
-    data = build_data(config.dataset, batch_size=config.batch_size, seed=config.seed, device=machine.device)
+    order = {"batch_size": config.batch_size, "seed": config.seed}
+    data = build_data(config.dataset, augmentation=config.augmentation, device=machine.device, **order)
     contenders = [EpochContender(config, method, data, machine) for method in methods]
     harness.contest(contenders, "dense", args, machine.wait)
     columns: Columns = {

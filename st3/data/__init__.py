@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from st3.data.arrays import ArrayLoader
+from st3.data.augmentation import AugmentationConfig, Augmenter
 from st3.data.config import DatasetConfig, Facts
 from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split, required
 from st3.data.files import LeftOut
@@ -21,6 +22,7 @@ from st3.data.probing import probe
 from st3.errors import UserError
 
 __all__ = [
+    "AugmentationConfig",
     "Data",
     "DatasetConfig",
     "Facts",
@@ -66,6 +68,7 @@ def build_data(
     rank: int = 0,
     world_size: int = 1,
     eval_batch_size: int | None = None,
+    augmentation: AugmentationConfig | None = None,
 ) -> Data:
     """Read a dataset and make the loaders of process `rank` of `world_size`.
 
@@ -77,6 +80,7 @@ def build_data(
         batch_size: training images in a forward pass of all processes together.
         seed: together with the epoch decides order and augmentation.
         eval_batch_size: images in a forward pass of one process over `val` or `test`; None: chosen here.
+        augmentation: of training images, beyond `config.augment`; None: nothing.
 
     Raises:
         UserError: settings that do not fit the data or the device, or data that are absent or damaged.
@@ -116,8 +120,10 @@ def build_data(
     def evaluation(split: Split) -> Loader:
         return loader(split.part(rank, world_size), batch_size=eval_batch_size)
 
+    order = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
+    augmenter = augmentation and Augmenter(augmentation, len(source.classes), config.image_size)
     return Data(
-        train=loader(train, batch_size=batch_size, training=True, seed=seed, rank=rank, world_size=world_size),
+        train=loader(train, training=True, augmenter=augmenter, **order),
         val=evaluation(val) if val else None,
         test=evaluation(test),
         classes=source.classes,

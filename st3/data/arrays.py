@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from st3.data.augmentation import Augmenter
 from st3.data.loader import Loader, Normalise, mixed_seed
 
 PADDING = 4  # pixels on each side, repeating the edge
 AT_ONCE = 8192
 """Images that a GPU augments together: for small ones it takes longer to launch an operation than to do it."""
+AT_ONCE_ON_CPU = 2048
+"""Images that a policy's operations are done to together on a CPU: the more, the more of them have drawn the same."""
 
 
 def crop_flip(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
@@ -55,15 +58,19 @@ class ArrayLoader(Loader):
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        augmenter: Augmenter | None = None,
     ):
-        super().__init__(labels, batch_size=batch_size, training=training, seed=seed, rank=rank, world_size=world_size)
+        order = {"seed": seed, "rank": rank, "world_size": world_size}
+        super().__init__(labels, batch_size=batch_size, training=training, augmenter=augmenter, **order)
         self.images = images.to(device).permute(0, 2, 3, 1).contiguous()  # [N, H, W, C]
         self.labels = labels.to(device)
         self.crops = training and augment in ("crop", "crop_flip")
         self.flips = training and augment == "crop_flip"
         self.normalise = Normalise(mean, std, images.shape[-1], device)
         each = self.batch_size // world_size
-        self._batches_at_once = max(1, AT_ONCE // each) if self.crops and self.images.is_cuda else 1
+        together = self.augmenter.policy is not None or (self.crops and self.images.is_cuda)
+        at_once = AT_ONCE if self.images.is_cuda else AT_ONCE_ON_CPU
+        self._batches_at_once = max(1, at_once // each) if together else 1
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of one epoch; see `Loader`."""
@@ -73,10 +80,13 @@ class ArrayLoader(Loader):
         flips = (torch.rand(len(order), generator=random) < 0.5) & self.flips
         # One copy to the device per epoch, none per batch.
         drawn = [self.split(each.to(self.labels.device)) for each in (order, offsets, flips)]
+        augmentations = self.augmentations(random)
         for first in range(0, len(drawn[0]), self._batches_at_once):
             chosen, offset, flip = (batches[first : first + self._batches_at_once] for batches in drawn)
             images = self.images.index_select(0, torch.cat(chosen)).permute(0, 3, 1, 2)
             if self.crops:
                 images = crop_flip(images, torch.cat(offset), torch.cat(flip))
-            for batch, indices in zip(images.split([len(each) for each in chosen]), chosen, strict=True):
-                yield self.normalise(batch), self.labels[indices]
+            draws = augmentations[first : first + self._batches_at_once]
+            images = self.augmenter.distort(images, draws)
+            for batch, indices, each in zip(images.split([len(each) for each in chosen]), chosen, draws, strict=True):
+                yield self.augmenter.finish(self.normalise(batch), self.labels[indices], each)

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from st3.data.augmentation import Augmenter
 from st3.data.files import EncodedBatch, EncodedFiles, ImageFiles, LeftOut, OnError, checked, naming, worker_batches
 from st3.data.loader import Loader, Normalise, mixed_seed
 from st3.data.views import CentralView, RandomView
@@ -54,8 +55,10 @@ class FolderLoader(Loader):
         rank: int = 0,
         world_size: int = 1,
         left_out: LeftOut | None = None,
+        augmenter: Augmenter | None = None,
     ):
-        super().__init__(labels, batch_size=batch_size, training=training, seed=seed, rank=rank, world_size=world_size)
+        order = {"seed": seed, "rank": rank, "world_size": world_size}
+        super().__init__(labels, batch_size=batch_size, training=training, augmenter=augmenter, **order)
         self.device = torch.device(device)
         self.left_out = left_out
         self.normalise = Normalise(mean, std, image_size, device)
@@ -85,9 +88,12 @@ class FolderLoader(Loader):
         """Batches of one epoch; see `Loader`. Starting an epoch ends the one that is under way."""
         random = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         self.sampler[:] = [(epoch, indices) for indices in self.split(self.order(random))]
-        for images, labels in prepared(checked(self.batches, self.left_out), self.prepare, self.stream):
+        augmentations = self.augmentations(random)
+        batches = prepared(checked(self.batches, self.left_out), self.prepare, self.stream)
+        for (images, labels), draws in zip(batches, augmentations, strict=True):
             if len(labels):  # else all were left out
-                yield self.normalise(images), labels
+                images = self.augmenter.distort(images, [draws])
+                yield self.augmenter.finish(self.normalise(images), labels, draws)
 
 
 def copied(batch: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from st3.data.augmentation import AugmentationConfig, Augmenter, Draws
 from st3.errors import UserError
 
 
@@ -36,11 +37,12 @@ class Normalise:
 class Loader(ABC):
     """Batches of one split, or of one process's part of it. `len(loader)` is the number of batches in an epoch.
 
-    A training loader shuffles and augments as a function of (seed, epoch) alone. It drops the images that
-    are left over for an incomplete batch, different ones in each epoch. With `world_size` processes, each is given the
-    whole split; `num_images` and `batch_size` count the images of all processes, `len(loader)` is the same on all, and
-    process `rank` serves slice `rank` of each batch, B = batch_size // world_size: put together they are the batch of
-    a single process.
+    A training loader shuffles and augments as a function of (seed, epoch) alone; `augmenter` acts after its crops and
+    flips. The loader drops the images that are left over for an incomplete batch, different ones in each epoch. With
+    `world_size` processes, each is given the whole split; `num_images` and `batch_size` count the images of all
+    processes, `len(loader)` is the same on all, and process `rank` serves slice `rank` of each batch, B = batch_size
+    // world_size: put together they are the batch of a single process, unless images are mixed, which each process
+    does by itself.
 
     Any other loader serves the images that it is given, each once and in order; its last batch may be smaller, and
     without images it has no batch. It ignores the other processes: `num_images` and `batch_size` are its own. What
@@ -56,6 +58,7 @@ class Loader(ABC):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        augmenter: Augmenter | None = None,
     ):
         self.num_images = len(labels)
         if training and batch_size > self.num_images:
@@ -70,6 +73,7 @@ class Loader(ABC):
         self.batch_size = batch_size
         self.training = training
         self.seed = seed
+        self.augmenter = augmenter or Augmenter(AugmentationConfig())
         each = batch_size // world_size
         self.share = slice(rank * each, (rank + 1) * each) if training else slice(None)
 
@@ -80,7 +84,10 @@ class Loader(ABC):
 
     @abstractmethod
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(images, labels) of each batch, on the device: float32 [B, C, H, W], normalised, channels_last; int64 [B]."""
+        """(images, labels) of each batch, on the device: float32 [B, C, H, W], normalised, channels_last; int64 [B].
+
+        Labels of images that are mixed in training are float32 [B, classes].
+        """
 
     def order(self, random: torch.Generator) -> torch.Tensor:
         """Indices of the images to serve in one epoch, by all processes: int64 [at most num_images]."""
@@ -91,3 +98,8 @@ class Loader(ABC):
     def split(self, drawn: torch.Tensor) -> list[torch.Tensor]:
         """Cut `drawn` [images of an epoch, ...], which is for all processes, into the batches of this one."""
         return [batch[self.share] for batch in drawn.split(self.batch_size)] if len(drawn) else []
+
+    def augmentations(self, random: torch.Generator) -> list[Draws]:
+        """What is drawn for the augmentation of each batch; to be called after all else of the epoch is drawn."""
+        drawn = self.augmenter.draw(len(self) * self.batch_size if self.training else self.num_images, random)
+        return [Draws(*parts) for parts in zip(*map(self.split, drawn), strict=True)]
