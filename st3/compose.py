@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from st3.errors import UserError
@@ -29,7 +31,8 @@ def compose_config(overrides: Sequence[str]) -> "Config":
 
     try:
         with initialize_config_dir(config_path(), version_base="1.3"):
-            return load_config(compose("config", spell_out(overrides)))
+            words = spell_out(overrides)
+            return load_config(of_stored_run(compose("config", words), words))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(in_one_line(error)) from error
 
@@ -52,6 +55,29 @@ def spell_out(words: Sequence[str]) -> list[str]:
         else:
             spelled.append(word)
     return spelled + _of_run(words)
+
+
+def of_stored_run(composed: DictConfig, words: Sequence[str]) -> DictConfig:
+    """What Hydra composed of the overrides `words`.
+
+    Where `run_dir` holds a run and no option of a group is typed: the settings of that run, and what is typed beside.
+    """
+    from st3.config import stored_config
+    from st3.training.run_directory import RunDirectory
+
+    typed = {word.lstrip("+~").partition("=")[0] for word in words}
+    groups = {path.name for path in Path(config_path()).iterdir() if path.is_dir()}
+    directory = stored = None
+    with suppress(OmegaConfBaseException):  # of an interpolation, which is refused later
+        if composed.run_dir and not typed & groups:
+            directory = RunDirectory(Path(composed.run_dir))
+            stored = directory.config()
+    if directory is None or stored is None:
+        return composed
+    settings = OmegaConf.create(stored_config(stored, directory.path).plain())
+    for key in typed | {"run_dir", "dry_run"}:
+        OmegaConf.update(settings, key, OmegaConf.select(composed, key), force_add=True)
+    return settings
 
 
 def _of_run(words: Sequence[str]) -> list[str]:

@@ -171,21 +171,26 @@ def _check_complete(cls: Any, node: Mapping[str, Any], prefix: str = "") -> None
         _check(each.name in node or optional, f"{prefix}{each.name} is missing: give it a value")
 
 
-def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> None:
-    """Raises `UserError` where the settings stored in a run directory, by this or an earlier version, are others.
+def stored_config(stored: Mapping[str, Any], run_dir: Path) -> Config:
+    """From the settings stored in a run directory, by this or an earlier version.
 
-    What is not stored has the default that it has now.
+    What is not stored has the default that it has now. Raises `UserError` for what this version does not know.
     """
     try:
-        nodes = dict(stored) if "raw_step" in stored else _without_foreign_keys(stored)
-        theirs = _flat(_from_nodes(nodes).plain())
+        return _from_nodes(dict(stored) if "raw_step" in stored else _without_foreign_keys(stored))
     except (UserError, OmegaConfBaseException, KeyError, TypeError) as error:
         raise UserError(
             f"run_dir={run_dir} holds a run that this version cannot continue ({' '.join(str(error).split())}): "
             "finish it with the version that environment.yaml names, or choose another run_dir"
         ) from error
-    ours = _flat(config.plain())
+
+
+def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> Config:
+    """The settings stored in a run directory. Raises `UserError` where they are others, but for fewer epochs."""
+    before = stored_config(stored, run_dir)
+    theirs, ours = _flat(before.plain()), _flat(config.plain())
     idle = {key for key in ours if key.startswith("schedule.")} if not config.target_sparsity else set()
+    idle |= {"epochs"} if config.epochs > before.epochs else set()
     for key in sorted(ours.keys() - _FREE - idle):
         if theirs.get(key) != ours[key]:
             raise UserError(
@@ -197,6 +202,7 @@ def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> No
             f"run_dir={run_dir} holds a run of an earlier version, whose method={config.method.name} had other rules: "
             "finish it with the version that environment.yaml names, or choose another run_dir"
         )
+    return before
 
 
 _OTHER_RULES = {"rigl", "set", "granet", "topkast", "probmask"}

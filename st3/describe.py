@@ -101,7 +101,7 @@ def failures(sketch: Sketch, state: TrainingState, dead_layers: Sequence[str]) -
             + (", or set method.min_density=0.01" if floor else "")
         )
     if state.scores.get("test_constant"):
-        found.append("the logits are the same for all test images: this network is dead")
+        found.append("the logits are the same for all test images: it has learned nothing, or nothing of that is left")
     return found
 
 

@@ -17,6 +17,7 @@ import st3
 from st3.config import Config, refuse_other
 from st3.data import build_data, probe
 from st3.describe import describe_layers, describe_recipe, describe_result, failures, summarize, warnings_before
+from st3.lengthening import refuse_other_past
 from st3.measure import LayerRow, SparsityMeter, layer_table
 from st3.report import draw_run
 from st3.sketch import Execution, Sketch, choose_execution, sketch
@@ -54,7 +55,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
         return None
 
     directory = RunDirectory(Path(config.run_dir)) if config.run_dir else RunDirectory(default_dir, fresh=True)
-    if done := processes.from_main(lambda: earlier_result(directory, config)):
+    if done := processes.from_main(lambda: earlier_result(directory, plan)):
         say(f"\n{directory.path} holds this run already, finished:\n{describe_result(done)}")
         return done
     state, step = build(plan, machine, execution)
@@ -123,11 +124,17 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
     return result
 
 
-def earlier_result(directory: RunDirectory, config: Config) -> Summary | None:
-    """The summary of this run where it is finished. Raises `UserError` for a folder that holds something else."""
+def earlier_result(directory: RunDirectory, plan: Sketch) -> Summary | None:
+    """The summary of this run where it is finished.
+
+    Raises `UserError` for a folder that holds something else, or a shorter run that cannot be lengthened.
+    """
     directory.check()
     if stored := directory.config():
-        refuse_other(stored, config, directory.path)
+        before = refuse_other(stored, plan.config, directory.path)
+        if before.epochs != plan.config.epochs:
+            refuse_other_past(plan, before, directory.last_step())
+            return None
     return directory.finished()
 
 

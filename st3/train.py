@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from st3.compose import config_path, in_one_line, spell_out
+from st3.compose import config_path, in_one_line, of_stored_run, spell_out
 from st3.errors import LonelyError, UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main() -> None:
         if number is not None and _is_first_process():
             print(f"\n[{number}] {' '.join(overrides)}", flush=True)
         try:
-            config = load_config(composed)
+            config = load_config(of_stored_run(composed, overrides))
             directory = _default_dir(config, started, number)
             if os.getpid() != process and config.run_dir is None:  # preempted and queued again, it shall continue
                 config = replace(config, run_dir=str(directory))

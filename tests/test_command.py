@@ -466,4 +466,80 @@ def test_a_dead_network_is_no_success(tmp_path):
     assert st3_train(*command).code == 1  # it is finished, and still no success
 
     alive = st3_train(*TINY, "model=vgg11_bn", "sparsity=0.9", f"run_dir={tmp_path / 'alive'}")
-    assert (alive.code, "wholly zero" in alive.out, "is dead" in alive.out) == (0, False, False)
+    assert (alive.code, "wholly zero" in alive.out, "the same for all" in alive.out) == (0, False, False)
+
+
+STEADY = "schedule.start=0ep", "schedule.end=2ep", "lr_schedule=constant", "lr_schedule.warmup=4st"
+"""Settings that do not depend on the length of the training."""
+
+
+@pytest.mark.parametrize("method", ["st3", "gmp"])
+def test_a_lengthened_run_is_the_longer_run(here, no_picture, method):
+    settings = *TINY, *STEADY, f"method={method}", *(["method.every=2st"] if method == "gmp" else [])
+    st3_train(*settings, "epochs=5", "run_dir=long")
+    st3_train(*settings, "epochs=3", "run_dir=short")
+    short = RunDirectory(here / "short")
+    assert short.finished().epochs == 3
+    answer = st3_train("run_dir=short", "epochs=5")
+    assert answer.code == 0
+    assert "continuing short after epoch 3" in answer.out
+    assert short.finished().epochs == 5
+    assert (here / "short" / "layers.csv").read_bytes() == (here / "long" / "layers.csv").read_bytes()
+    assert_same(load_file(here / "short" / "model.safetensors"), load_file(here / "long" / "model.safetensors"))
+    rows, expected = short.metrics(), RunDirectory(here / "long").metrics()
+    assert [row | {"images_per_second": ""} for row in rows] == [row | {"images_per_second": ""} for row in expected]
+    assert "holds this run already" in st3_train("run_dir=short").out
+
+
+def test_a_lengthened_run_that_is_interrupted_is_not_finished(here, no_picture, monkeypatch):
+    st3_train(*TINY, *STEADY, "run_dir=x")
+    monkeypatch.setattr(RunRecorder, "row", interrupt)
+    assert st3_train("run_dir=x", "epochs=5").code == 130
+    monkeypatch.undo()
+    assert RunDirectory(here / "x").finished() is None
+    monkeypatch.chdir(here)
+    assert "after epoch 3" in st3_train("run_dir=x").out
+    assert RunDirectory(here / "x").finished().epochs == 5
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["lr_schedule=cosine"], "lr_schedule=cosine would have been another from step 5 on"),
+        (["schedule.end=50%"], "schedule=ramp would have been another from step 1 on"),
+        (["method=gmp", "method.every=40%"], "method.every=40% would have been another duration"),
+        (["schedule.finetune=1ep", "schedule.end=1ep"], "its masks are fixed already"),
+    ],
+)
+def test_a_past_that_would_have_been_another_is_refused(here, no_picture, settings, reason):
+    assert st3_train(*TINY, *STEADY, *settings, "run_dir=x").code == 0
+    before = (here / "x" / "config.yaml").read_text(), (here / "x" / "summary.json").read_text()
+    said = refused("run_dir=x", "epochs=5")
+    assert said == (
+        f"epochs=5 cannot lengthen run_dir=x, which has 3: {reason}. Start a new run from it with model.weights=x"
+    )
+    assert ((here / "x" / "config.yaml").read_text(), (here / "x" / "summary.json").read_text()) == before
+
+
+def test_a_run_directory_alone_is_the_whole_command(here, no_picture, monkeypatch):
+    typed = *TINY, "method=rigl", "method.every=2st", "optimizer=adamw", "model=resnet32", "seed=3"
+    st3_train(*typed, "run_dir=whole")
+    interrupted = RunRecorder.checkpoint
+
+    def after_an_epoch(self, state):
+        interrupted(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunRecorder, "checkpoint", after_an_epoch)
+    assert st3_train(*typed, "run_dir=x").code == 130
+    monkeypatch.setattr(RunRecorder, "checkpoint", interrupted)
+    assert st3_train("run_dir=x", "dry_run=true").line("seed") == "3"
+    assert "seed=3, not 4" in refused("run_dir=x", "seed=4")
+    assert "epochs=3, not 2" in refused("run_dir=x", "epochs=2")
+    assert st3_train("run_dir=x").code == 0
+    assert_same(load_file(here / "x" / "model.safetensors"), load_file(here / "whole" / "model.safetensors"))
+    assert "batch_size=32, not 128" in refused("run_dir=x", "method=rigl")  # an option of a group: all is as typed

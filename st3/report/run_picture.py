@@ -21,7 +21,7 @@ def draw_run(directory: RunDirectory) -> None:
     )
     if summary.constant_logits:
         left.text(
-            0.5, 0.5, "dead: the logits are\nthe same for all images", ha="center", color=RED, transform=left.transAxes
+            0.5, 0.5, "the logits are the\nsame for all test images", ha="center", color=RED, transform=left.transAxes
         )
     _training(left, directory.metrics(), summary.steps / summary.epochs)
     _layers(right, directory.layers(), summary.sparsity)

@@ -32,7 +32,7 @@ def finished(task: Task) -> Summary | None:
 
     Raises `UserError` where the run cannot be made: its settings do not fit together, or its folder holds another run.
     """
-    return earlier_result(RunDirectory(task.run_dir), task.checked().config)
+    return earlier_result(RunDirectory(task.run_dir), task.checked())
 
 
 # Locks ----------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,11 @@ class RunDirectory:
         path = self._file("metrics.csv")
         return [row for row in _read_csv(path) if None not in row.values()] if path.exists() else []
 
+    def last_step(self) -> int:
+        """The optimizer step of the last row of the metrics; 0 where there is none."""
+        metrics = self.metrics()
+        return int(metrics[-1]["step"]) if metrics else 0
+
     # Writing.
 
     def start(self, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, Any]) -> None:
@@ -101,6 +106,8 @@ class RunDirectory:
             self._claim()
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}): choose another") from error
+        if done := self.finished():  # it goes on for more epochs
+            self.write_summary(replace(done, finished=False))
         self._write_yaml("config.yaml", dict(config))  # first: its presence says that the folder is a run's
         self._write_yaml("overrides.yaml", list(overrides))
         self._write_yaml("environment.yaml", dict(environment))
