@@ -74,6 +74,8 @@ class Config:
     """on, off, or auto: issue a whole optimizer step as one CUDA graph, where the network is small."""
     profile: bool = False
     """Trace some steps with PyTorch's profiler into the run directory."""
+    logger: str = "none"
+    """Where the numbers also go, beside TensorBoard: none, wandb or mlflow."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     log_every: int = 50
@@ -103,8 +105,13 @@ class Config:
         _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         for name in ("compile", "capture"):
             _one_of(name, getattr(self, name), ("auto", "on", "off"))
+        _one_of("logger", self.logger, ("none", "wandb", "mlflow"))
         _one_of("method.target", self.selection.target, ("weights", "flops"))
         check_options(self.dataset)
+
+    def flat(self) -> dict[str, Any]:
+        """As `plain`, each setting by its dotted name."""
+        return _flat(self.plain())
 
     @property
     def target_sparsity(self) -> float:
@@ -188,7 +195,7 @@ def stored_config(stored: Mapping[str, Any], run_dir: Path) -> Config:
 def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> Config:
     """The settings stored in a run directory. Raises `UserError` where they are others, but for fewer epochs."""
     before = stored_config(stored, run_dir)
-    theirs, ours = _flat(before.plain()), _flat(config.plain())
+    theirs, ours = before.flat(), config.flat()
     idle = {key for key in ours if key.startswith("schedule.")} if not config.target_sparsity else set()
     idle |= {"epochs"} if config.epochs > before.epochs else set()
     for key in sorted(ours.keys() - _FREE - idle):
@@ -207,7 +214,7 @@ def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> Co
 
 _OTHER_RULES = {"rigl", "set", "granet", "topkast", "probmask"}
 """Methods that compute something else since runs store a `raw_step`."""
-_FREE = {"run_dir", "dry_run", "device", "compile", "capture", "profile", "log_every"}
+_FREE = {"run_dir", "dry_run", "device", "compile", "capture", "profile", "log_every", "logger"}
 _FREE |= {f"dataset.{name}" for name in ("root", "workers", "download", "cache")}
 """Settings that may differ when a run is continued: they change where and how it runs, not what it computes."""
 

@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from st3.training.distributed import join, launched
 from st3.training.ema import RawAverage
 from st3.training.environment import environment
 from st3.training.launches import FewerLaunches
+from st3.training.loggers import RESULT, Logger, check_client, open_loggers
 from st3.training.loop import fit, seed_everything
 from st3.training.machine import Machine, pick_machine
 from st3.training.profiling import StepProfiler, reset_peak_memory
@@ -43,6 +44,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
     processes = launched()
     join(processes)
     machine = pick_machine(config.device, config.precision, processes)
+    check_client(config.logger)
     plan = sketch(config, processes)
     execution = choose_execution(plan, machine)
     say = partial(print, flush=True) if processes.is_main else _silent
@@ -82,44 +84,53 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
     def summary() -> Summary:
         return summarize(plan, state, data, layer_rows(), directory.path, machine)
 
-    def start_recording() -> Recorder:
+    def start_recording() -> tuple[Recorder, list[Logger]]:
         profiler = StepProfiler(machine.device, plan.plan.total_steps - state.step) if config.profile else None
         directory.start(config.plain(), overrides, environment(machine, st3.__version__))
         if profiler:
             profiler.start(directory.trace)
-        return RunRecorder(
+        loggers = open_loggers(config.logger, directory, config.flat(), state.step)
+        recorder = RunRecorder(
             directory,
             state,
             plan.plan,
+            loggers,
             layer_rows=layer_rows,
             summary=summary,
             failures=partial(failures, plan, state),
             profiler=profiler,
         )
+        return recorder, loggers
 
-    recorder = processes.on_main(start_recording) or SilentRecorder()
-    try:
-        fit(state, data, plan.plan, machine, step, recorder, SparsityMeter(state.sparsifier, plan.macs))
-    except KeyboardInterrupt:
-        again = [o for o in overrides if not o.startswith("run_dir=")] + [f"run_dir={directory.path}"]
-        say(f"\ninterrupted; to continue: st3-train {shlex.join(again)}")
-        raise
-    finally:
-        recorder.close()
-    if state.average:
-        state.average.finish()
+    with ExitStack() as at_the_end:
+        recorder, loggers = processes.on_main(start_recording) or (SilentRecorder(), [])
+        for logger in loggers:
+            at_the_end.callback(logger.close)
+        try:
+            fit(state, data, plan.plan, machine, step, recorder, SparsityMeter(state.sparsifier, plan.macs))
+        except KeyboardInterrupt:
+            say(f"\ninterrupted; to continue: st3-train {shlex.quote(f'run_dir={directory.path}')}")
+            raise
+        finally:
+            recorder.close()
+        if state.average:
+            state.average.finish()
 
-    def finish() -> Summary:
-        directory.write_layers(layer_rows())
-        metadata = {"model": config.model.name, "classes": json.dumps(data.classes), "st3": st3.__version__}
-        directory.write_network(state.model.state_dict(), metadata)
-        directory.write_summary(summary())
-        draw_run(directory)
-        result = replace(summary(), finished=True)
-        directory.write_summary(result)  # last: all the rest is there
-        return result
+        def finish() -> Summary:
+            directory.write_layers(layer_rows())
+            metadata = {"model": config.model.name, "classes": json.dumps(data.classes), "st3": st3.__version__}
+            directory.write_network(state.model.state_dict(), metadata)
+            directory.write_summary(summary())
+            draw_run(directory)
+            result = replace(summary(), finished=True)
+            directory.write_summary(result)  # last: all the rest is there
+            for logger in loggers:
+                logger.result(
+                    config.flat(), {tag: getattr(result, name) for name, tag in RESULT.items()}, directory.picture
+                )
+            return result
 
-    result = processes.from_main(finish)
+        result = processes.from_main(finish)
     say(f"\n{describe_result(result)}")
     return result
 

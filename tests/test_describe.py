@@ -287,7 +287,9 @@ def test_a_loss_that_stays_at_that_of_guessing_is_said(steps, said):
 def test_logits_that_do_not_depend_on_the_image_are_said():
     dead, alive = (summary_of(fake(), 0.9, constant=each) for each in (True, False))
     assert dead.constant_logits
-    assert dead.warnings == ["the logits are the same for all test images: it has learned nothing, or nothing of that is left"]
+    assert dead.warnings == [
+        "the logits are the same for all test images: it has learned nothing, or nothing of that is left"
+    ]
     assert (alive.constant_logits, alive.warnings) == (False, [])
 
 

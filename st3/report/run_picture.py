@@ -10,52 +10,63 @@ from st3.training.run_directory import RunDirectory
 
 
 def draw_run(directory: RunDirectory) -> None:
-    """Draw accuracy and sparsity over training, and each layer's sparsity, into the run's picture."""
+    """Draw loss, accuracy and sparsity over training, and each layer's sparsity, into the run's picture."""
     summary = directory.summary()
     assert summary, "nothing to draw before the first evaluation"
-    figure = Figure(figsize=(13, 4.6), layout="constrained")  # not pyplot: no window system, no global state
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    figure = Figure(figsize=(13, 7.6), layout="constrained")  # not pyplot: no window system, no global state
+    (loss, accuracy), (sparsity, layers) = figure.subplots(2, 2)
     figure.suptitle(
         f"{summary.model} on {summary.dataset}, {summary.method}: {summary.top1:.2f} % top-1 "
         f"at {summary.sparsity:.2%} sparsity, {_millions(summary.macs_dense)} → {_millions(summary.macs)} MACs"
     )
+    series = _Series(directory.metrics(), summary.steps / summary.epochs)
+    _curves(loss, series, {"train_loss": ("training", BLUE)}, title="Loss", ylabel="cross-entropy")
+    top1 = {"val_top1": ("validation", GREEN), "test_top1": ("test", BLUE)}
+    _curves(accuracy, series, top1, title="Accuracy", ylabel="top-1 (%)")
+    ramp = {"sparsity_scheduled": ("scheduled", GREY), "sparsity": ("measured", ORANGE)}
+    _curves(sparsity, series, ramp, title="Sparsity", ylabel="zero weights (%)", factor=100)
+    sparsity.set_ylim(0, 102)
     if summary.constant_logits:
-        left.text(
-            0.5, 0.5, "the logits are the\nsame for all test images", ha="center", color=RED, transform=left.transAxes
-        )
-    _training(left, directory.metrics(), summary.steps / summary.epochs)
-    _layers(right, directory.layers(), summary.sparsity)
+        text = "the logits are the\nsame for all test images"
+        accuracy.text(0.5, 0.5, text, ha="center", color=RED, transform=accuracy.transAxes)
+    _layers(layers, directory.layers(), summary.sparsity)
     figure.savefig(directory.picture, dpi=110)
 
 
-def _training(axes: Axes, metrics: Sequence[dict[str, str]], steps_per_epoch: float) -> None:
-    def series(name: str) -> tuple[list[float], list[float]]:
-        rows = [row for row in metrics if row[name]]
-        return [float(row["step"]) / steps_per_epoch for row in rows], [float(row[name]) for row in rows]
+class _Series:
+    """Columns of the metrics over epochs."""
 
-    for name, colour in (("val_top1", GREEN), ("test_top1", BLUE)):
-        epochs, top1 = series(name)
+    def __init__(self, metrics: Sequence[dict[str, str]], steps_per_epoch: float):
+        self._metrics, self._steps_per_epoch = metrics, steps_per_epoch
+
+    def __call__(self, name: str) -> tuple[list[float], list[float]]:
+        """Epochs and values, where there is one."""
+        rows = [row for row in self._metrics if row[name]]
+        return [float(row["step"]) / self._steps_per_epoch for row in rows], [float(row[name]) for row in rows]
+
+
+def _curves(
+    axes: Axes,
+    series: _Series,
+    curves: dict[str, tuple[str, str]],
+    *,
+    title: str,
+    ylabel: str,
+    factor: float = 1,
+) -> None:
+    """Each of the columns `curves`: what it is called, and its colour."""
+    for name, (label, colour) in curves.items():
+        epochs, values = series(name)
         if epochs:
-            axes.plot(
-                epochs,
-                top1,
-                color=colour,
-                label=f"{name.split('_')[0]} top-1",
-                marker="o" if len(epochs) < 30 else None,
-                markersize=4,
-            )
-    axes.set(xlabel="epoch", ylabel="top-1 accuracy (%)", title="Training")
+            marker = "o" if len(epochs) < 30 else None
+            width = 5 if colour == GREY else 1.5  # seen also where another curve lies on it
+            scaled = [factor * value for value in values]
+            axes.plot(epochs, scaled, color=colour, label=label, marker=marker, markersize=3, linewidth=width)
+    axes.set(xlabel="epoch", ylabel=ylabel, title=title)
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
-    sparse = axes.twinx()
-    epochs, sparsity = series("sparsity")
-    sparse.plot(epochs, [100 * s for s in sparsity], color=ORANGE, linewidth=1.5, label="sparsity")
-    lines = [*axes.get_lines(), *sparse.get_lines()]
-    axes.legend(handles=lines, loc="lower right", framealpha=0.9)
-    axes.set_zorder(sparse.get_zorder() + 1)  # the legend and the accuracy above the sparsity
-    axes.patch.set_visible(False)
-    sparse.set_ylim(0, 102)
-    sparse.set_ylabel("sparsity (%)", color=ORANGE)
-    sparse.tick_params(axis="y", colors=ORANGE)
+    if len(axes.get_lines()) > 1:
+        axes.legend(framealpha=0.9)
 
 
 def _layers(axes: Axes, layers: Sequence[dict[str, str]], overall: float) -> None:

@@ -6,10 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from st3.measure import LayerRow
+from st3.training.loggers import TAGS, Logger
 from st3.training.plan import Plan
 from st3.training.profiling import StepProfiler
 from st3.training.run_directory import METRICS, RunDirectory
@@ -37,7 +37,7 @@ class Recorder(Protocol):
 
 
 class RunRecorder:
-    """Writes progress bar, metrics.csv, TensorBoard events, checkpoints, layers.csv and summary.json.
+    """Writes progress bar, metrics.csv, checkpoints, layers.csv and summary.json, and tells the loggers.
 
     `failures(dead_layers)` says what is wrong with the network as it is now; it is printed when it is new.
     """
@@ -47,6 +47,7 @@ class RunRecorder:
         directory: RunDirectory,
         state: TrainingState,
         plan: Plan,
+        loggers: Sequence[Logger],
         *,
         layer_rows: Callable[[], Sequence[LayerRow]],
         summary: Callable[[], Summary],
@@ -54,6 +55,7 @@ class RunRecorder:
         profiler: StepProfiler | None = None,
     ):
         self._directory, self._epochs, self._profiler = directory, plan.epochs, profiler
+        self._loggers = loggers
         self._layer_rows, self._summary, self._failures = layer_rows, summary, failures
         self._said: set[str] = set()  # names of dead layers, and sentences
         self._row: dict[str, Any] = {}
@@ -62,7 +64,6 @@ class RunRecorder:
         path = directory.keep_metrics(state.step)
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self._writer = csv.DictWriter(self._file, METRICS)
-        self._events = SummaryWriter(str(directory.path), purge_step=state.step + 1)
         self._bar = tqdm(total=plan.total_steps, initial=state.step, unit="step", disable=None, leave=False)
 
     def progress(self) -> None:
@@ -123,7 +124,6 @@ class RunRecorder:
         self._bar.close()
         self._flush()
         self._file.close()
-        self._events.close()
         self._disk.shutdown()
         self._wait_for_disk()
 
@@ -132,8 +132,9 @@ class RunRecorder:
         if row:
             self._writer.writerow(row)
             self._file.flush()
-        for name in row.keys() - {"epoch", "step"}:
-            self._events.add_scalar(name, row[name], row["step"])
+            values = {tag: row[name] for name, tag in TAGS.items() if name in row}
+            for logger in self._loggers:
+                logger.values(values, row["step"])
 
 
 class SilentRecorder:

@@ -1,7 +1,7 @@
 """The folder that a run leaves behind: one object knows the names of its files, writes them and reads them."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ METRICS = (
     "test_top5",
     "images_per_second",
 )
-"""Columns of metrics.csv and tags of the TensorBoard events."""
+"""Columns of metrics.csv."""
 
 
 class RunDirectory:
@@ -111,6 +111,14 @@ class RunDirectory:
         self._write_yaml("config.yaml", dict(config))  # first: its presence says that the folder is a run's
         self._write_yaml("overrides.yaml", list(overrides))
         self._write_yaml("environment.yaml", dict(environment))
+
+    def logged_as(self, logger: str, begin: Callable[[], str]) -> str:
+        """The name under which a logger knows this run; what `begin()` returns, the first time."""
+        known = self._yaml("logged.yaml", dict) or {}
+        if logger not in known:
+            known[logger] = begin()
+            self._write_yaml("logged.yaml", known)
+        return known[logger]
 
     def write_summary(self, summary: Summary) -> None:
         save_json(self._file("summary.json"), summary.plain())

@@ -12,6 +12,7 @@ from training_cases import FP32, SUMMARY, make_plan
 
 from st3 import Sparsifier
 from st3.measure import LayerRow
+from st3.training.loggers import TAGS, TensorBoard
 from st3.training.recorder import RunRecorder
 from st3.training.run_directory import METRICS, RunDirectory
 from st3.training.state import TrainingState
@@ -43,6 +44,7 @@ def recorder_of(directory, state) -> RunRecorder:
         directory,
         state,
         plan,
+        [TensorBoard(directory, state.step)],
         layer_rows=lambda: LAYERS,
         summary=lambda: SUMMARY(steps=state.step),
         failures=lambda dead: [],
@@ -94,10 +96,11 @@ def test_rows_columns_and_tags(tmp_path, val):
     assert [r["val_top1"] for r in rows] == (["", "24.0", "", "28.0"] if val else [""] * 4)
 
     events = read_events(tmp_path)
-    absent = set() if val else {"val_top1", "val_top5"}
-    assert events.keys() == set(METRICS) - {"epoch", "step"} - absent
-    assert events["train_loss"] == [(2, 0.25), (4, 0.5), (6, 0.75), (8, 1.0)]
-    assert events["test_top1"] == [(4, 14.0), (8, 18.0)]
+    absent = set() if val else {"val/top1", "val/top5"}
+    assert TAGS.keys() == set(METRICS) - {"epoch", "step"}
+    assert events.keys() == set(TAGS.values()) - absent
+    assert events["train/loss"] == [(2, 0.25), (4, 0.5), (6, 0.75), (8, 1.0)]
+    assert events["test/top1"] == [(4, 14.0), (8, 18.0)]
 
 
 def test_an_evaluation_and_a_checkpoint_leave_their_files(tmp_path, capsys):
@@ -188,7 +191,7 @@ def test_a_continued_run_drops_the_rows_after_its_checkpoint(tmp_path):
         ("2", "1.0"), ("4", "1.0"), ("5", "2.0"), ("6", "2.0"), ("8", "2.0"),
     ]  # fmt: skip
     assert [r["test_top1"] for r in rows] == ["", "14.0", "", "", "18.0"]
-    assert read_events(tmp_path)["train_loss"] == [(2, 1.0), (4, 1.0), (5, 2.0), (6, 2.0), (8, 2.0)]
+    assert read_events(tmp_path)["train/loss"] == [(2, 1.0), (4, 1.0), (5, 2.0), (6, 2.0), (8, 2.0)]
 
 
 def test_a_run_interrupted_before_its_first_checkpoint_starts_its_curves_anew(tmp_path):
@@ -202,7 +205,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_its_curves_anew(tm
     play(recorder, state, [2, 4], loss=2.0)
     recorder.close()
     assert [(r["step"], r["train_loss"]) for r in read_metrics(tmp_path)] == [("2", "2.0"), ("4", "2.0")]
-    assert read_events(tmp_path)["train_loss"] == [(2, 2.0), (4, 2.0)]
+    assert read_events(tmp_path)["train/loss"] == [(2, 2.0), (4, 2.0)]
 
 
 def test_a_row_torn_by_a_crash_does_not_stop_the_next_sitting(tmp_path):
