@@ -1,4 +1,4 @@
-"""What recipes say against what was published, or in their heads; what a method's changes in the one it inherits from."""
+"""What recipes say against what was published, or their heads say; what a method's changes in the one it inherits."""
 
 import math
 from dataclasses import replace
