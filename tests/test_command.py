@@ -317,7 +317,8 @@ def test_every_recipe_takes_two_steps(recipe, size, model, here, no_picture):
     assert (answer.code, answer.err) == (0, "")
     summary = summary_of(here / "run")
     assert summary["steps"] == 2
-    assert abs(summary["zeros"] - summary["sparsity_target"] * summary["prunable"]) <= 1
+    ties = summary["prunable"] // 10**6  # of millions of float32 magnitudes a few are equal
+    assert abs(summary["zeros"] - summary["sparsity_target"] * summary["prunable"]) <= 1 + ties
     assert ("val_top1" in summary) == bool(held_out)
 
 
