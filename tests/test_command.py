@@ -300,6 +300,11 @@ def test_the_network_loads_into_the_untouched_torchvision_model(here, no_picture
         ("cifar100_wrn34_2", 16, ""),
         ("imagenet_resnet50", 72, "model=resnet18"),  # whose networks are as they are in torchvision
         ("imagenet_mobilenet_v1", 72, "model.width=0.25"),
+        ("fashion_mnist_vit_tiny", 8, ""),
+        ("finetune_resnet50", 72, "model.weights= model=resnet18"),
+        ("finetune_mobilenet_v2", 32, "model.weights="),
+        ("finetune_vit_b_16", 8, "model.weights= model=vit_tiny"),  # whose layers have the same names
+        ("finetune_convnext_tiny", 32, "model.weights="),
     ],
 )
 def test_every_recipe_takes_two_steps(recipe, size, model, here, no_picture):
@@ -312,7 +317,8 @@ def test_every_recipe_takes_two_steps(recipe, size, model, here, no_picture):
     assert (answer.code, answer.err) == (0, "")
     summary = summary_of(here / "run")
     assert summary["steps"] == 2
-    assert abs(summary["zeros"] - summary["sparsity_target"] * summary["prunable"]) <= 1
+    ties = summary["prunable"] // 10**6  # of millions of float32 magnitudes a few are equal
+    assert abs(summary["zeros"] - summary["sparsity_target"] * summary["prunable"]) <= 1 + ties
     assert ("val_top1" in summary) == bool(held_out)
 
 

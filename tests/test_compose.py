@@ -108,7 +108,7 @@ def test_the_schedule_of_a_recipe_wins_over_the_methods_own_and_gives_way_to_wha
     [
         ("model=densenet121", ["model=resnet20", "model.name=densenet121"]),
         ("model=timm/resnet18d", ["model=resnet20", "model.name=timm/resnet18d"]),
-        ("model=densenet121,vit_b_16", ["model=resnet20", "model.name=densenet121,vit_b_16"]),
+        ("model=densenet121,vit_b_32", ["model=resnet20", "model.name=densenet121,vit_b_32"]),
         ("model=wrn34_2", ["model=wrn34_2"]),
         ("model=resnet20,wrn34_2", ["model=resnet20,wrn34_2"]),
         ("model=densenet121,resnet20", ["model=densenet121,resnet20"]),

@@ -1,10 +1,14 @@
-"""What the recipes say against what was published; what a method's recipe changes in the one that it inherits from."""
+"""What recipes say against what was published, or their heads say; what a method's changes in the one it inherits."""
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from command_cases import st3_train
 from config_cases import CONFIGS, load
+from PIL import Image
 
 from st3.compose import compose_config
 from st3.config import Config
@@ -43,7 +47,7 @@ PUBLISHED = {
 
 
 def test_every_recipe_is_checked_here():
-    assert sorted(PUBLISHED) == BASES
+    assert sorted([*PUBLISHED, *FINETUNED, "fashion_mnist_vit_tiny"]) == BASES
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
@@ -73,6 +77,63 @@ def test_a_recipe_resolves_to_the_published_settings(recipe):
 def test_the_dense_baseline_of_a_recipe_needs_one_word_only():
     plan = plan_of(load("recipe=imagenet_resnet50", "method=dense"))
     assert (plan.target_sparsity, plan.epochs) == (0, 100)
+
+
+# Ours -----------------------------------------------------------------------------------------------------------------
+
+FINETUNED = {
+    "finetune_resnet50": ("sgd", 0.01, 1e-4, 0.9, 3.0, 0.1, []),
+    "finetune_mobilenet_v2": ("sgd", 0.01, 4e-5, 0.75, 3.0, 0.1, []),
+    "finetune_vit_b_16": ("adamw", 1e-4, 0.3, 0.75, 1.0, 0.11, ["conv_proj", "heads.head"]),
+    "finetune_convnext_tiny": ("adamw", 1e-4, 0.05, 0.75, 1.0, 0.1, ["features.0.0", "classifier.2"]),
+}
+"""Optimizer, rate, decay, sparsity, clipping, label smoothing, dense layers."""
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """train/ with 10 and val/ with 4 files of 8x8 pixels in each of two classes."""
+    for split, count in (("train", 10), ("val", 4)):
+        for label in ("a", "b"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (20 * i, 99, 99)).save(folder / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("recipe", FINETUNED)
+def test_finetuning_starts_from_published_weights_which_a_dry_run_does_not_fetch(recipe, tree, monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloads weights"))
+    kind, lr, decay, sparsity, clip, smoothing, dense = FINETUNED[recipe]
+    words = f"recipe={recipe}", f"dataset.root={tree}", "batch_size=2"  # 10 epochs of 10 steps
+    answer = st3_train(*words, "dry_run=true")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.line("weights") == "from pretrained"
+    assert answer.line("model").startswith(f"{recipe.removeprefix('finetune_')}, 3×224×224 input, 2 classes")
+    assert "augmentation random_resized_crop" in answer.line("data")
+
+    config = compose_config(words)
+    plan, optimizer = plan_of(config), config.optimizer
+    assert (optimizer.name, plan.lr, optimizer.weight_decay) == (kind, lr, decay)
+    assert (plan.clip_norm, plan.label_smoothing, config.selection.exclude) == (clip, smoothing, dense)
+    assert plan.sparsity == PolynomialRamp(final=sparsity, start=0, end=50)
+    rates = [plan.lr_schedule.value(step) for step in range(100)]
+    assert rates[4] == 1 == max(rates)
+    assert rates[0] == 0.2
+    assert rates[99] < 0.001
+    assert load(f"recipe={recipe}").batch_size == 128
+
+
+def test_the_vision_transformers_recipe():
+    config = load("recipe=fashion_mnist_vit_tiny")
+    plan, optimizer = plan_of(config), config.optimizer
+    assert (config.model.name, config.dataset.name, config.batch_size) == ("vit_tiny", "fashion_mnist_embedded", 128)
+    assert (optimizer.name, plan.lr, optimizer.weight_decay) == ("adamw", 1e-3, 0.05)
+    assert (plan.epochs, plan.clip_norm, plan.label_smoothing, plan.target_sparsity) == (10, 1.0, 0, 0.9)
+    assert plan.sparsity == ramp(0.9, 62, 0.5, 5)
+    assert config.selection.exclude == ["conv_proj", "heads.head"]
+    assert plan.lr_schedule.value(30) == 1
 
 
 # Those of other methods -----------------------------------------------------------------------------------------------
@@ -225,7 +286,7 @@ def test_another_option_leaves_nothing_of_a_recipe_behind(name):
     decay = config.optimizer.weight_decay if name.endswith("/str") else 0.05  # it belongs to the thresholds of STR
     assert config.optimizer == replace(plain.optimizer, weight_decay=decay)
     assert (config.lr_schedule, config.schedule) == (plain.lr_schedule, plain.schedule)
-    assert replace(config.model, init="default") == plain.model  # the initialization is the recipe's
+    assert replace(config.model, init="default", weights="") == plain.model  # where weights come from is the recipe's
     assert (config.sparsity, config.epochs) == (0.7, 30)
 
 

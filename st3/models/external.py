@@ -41,7 +41,7 @@ def build_torchvision(name: str, *, classes: int, channels: int, image_size: int
         if image_size <= SMALL_IMAGE:
             _shrink_less(model)
         if channels != 3:
-            _replace_first_conv(model, channels)
+            replace_first_conv(model, channels)
         _probe(model, channels, image_size)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -87,7 +87,7 @@ def _shrink_less(model: nn.Module) -> None:
         model.features[0][0].stride = (1, 1)
 
 
-def _replace_first_conv(model: nn.Module, channels: int) -> None:
+def replace_first_conv(model: nn.Module, channels: int) -> None:
     """Give the stem `channels` inputs; new weights are normal with the old ones' standard deviation."""
     name, old = next(
         (name, module)

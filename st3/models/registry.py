@@ -14,6 +14,7 @@ from st3.models.config import ModelConfig
 from st3.models.external import build_timm, build_torchvision, torchvision_names, unknown
 from st3.models.mobilenet_v1 import MobileNetV1
 from st3.models.vgg import CONVS, VGG
+from st3.models.vit import vit_tiny
 from st3.models.wide_resnet import WideResNet
 
 WRN = re.compile(r"wrn(\d+)_(\d+)")
@@ -37,6 +38,7 @@ OWN = {
     "wide_resnet": Entry(_any_size(WideResNet), ("depth", "width", "dropout")),
     **{f"vgg{depth}_bn": Entry(partial(VGG, depth)) for depth in CONVS},
     "mobilenet_v1": Entry(MobileNetV1, ("width",)),
+    "vit_tiny": Entry(vit_tiny),
 }
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class Sparsifier:
     From then on every `optimizer.step()` moves the raw weights (momentum, weight decay and clipping act on them) and
     leaves their projection in the model, which stays an ordinary module with ordinary parameters: `state_dict()` is
     at any moment a plain sparse network. While the scheduled sparsity is 0 the model holds the raw weights
-    themselves and training is the dense training, bit for bit.
+    themselves and training is the dense training, bit for bit. The closure of `optimizer.step(closure)` sees the sparse
+    weights and is called once; an optimizer that calls it more often, as LBFGS does, does not work.
 
     Args:
         model: any module. The prunable weights are those of every `nn.Conv2d` and `nn.Linear`, and of the input
@@ -306,19 +308,15 @@ class Sparsifier:
         self._sparsity.fill_(value)
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
-        if closure is not None:
-            raise UserError(
-                "optimizer.step(closure) would evaluate the model with raw weights: call it without closure"
-            )
-        if self._homes is not None:  # a step that raised has left the raw weights in place
-            return
-        if self._raw is not None:
-            self._take(self._raw)
-        if not _is_skipped(optimizer):
-            weights = list(self._pruned.values())
-            self._pruner.before_step(self.step, self.schedule.value(self.step), weights, optimizer)
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        given = _call_closure(args, kwargs)  # while the model is sparse
+        if self._homes is None:  # otherwise a step that raised has left the raw weights in place
+            if self._raw is not None:
+                self._take(self._raw)
+            if not _is_skipped(optimizer):
+                weights = list(self._pruned.values())
+                self._pruner.before_step(self.step, self.schedule.value(self.step), weights, optimizer)
+        return given
 
     def _take(self, raw_weights: FlatWeights) -> None:
         """Let the parameters point to the raw values: nothing is copied."""
@@ -402,6 +400,23 @@ class Sparsifier:
             return torch.empty_like(gradient).copy_(routed)  # DistributedDataParallel wants it laid out as it was
 
         return hook
+
+
+def _call_closure(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Call the closure of `optimizer.step(closure)`. Arguments of the step with one in its place that repeats the loss,
+    once: an optimizer that wants another would evaluate raw weights. None: there is no closure."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        losses = [closure()]
+
+    def repeat() -> Any:
+        if not losses:
+            raise UserError("the optimizer evaluates its closure twice in a step, as LBFGS does: choose another one")
+        return losses.pop()
+
+    return ((args[0], repeat, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": repeat})
 
 
 def _is_skipped(optimizer: Optimizer) -> bool:

@@ -4,6 +4,7 @@ import torchvision
 from torch import nn
 
 from st3.errors import UserError
+from st3.models import build_model
 from st3.optim import OPTIMIZERS, parameter_groups
 from st3.optim.optimizers import SGD, AdamW
 
@@ -45,6 +46,39 @@ def test_decay_reaches_the_input_projections_of_attention_and_no_embedding():
         ["conv_proj.weight", "heads.head.weight", *(f"{block}.{kind}" for block in blocks for kind in kinds)]
     )
     assert {"class_token", "encoder.pos_embedding", f"{blocks[0]}.self_attention.in_proj_bias"} <= set(plain)
+
+
+UNDECAYED_ARRAYS = {
+    "vit_tiny": {"class_token", "pos_embedding"},
+    "vit_b_16": {"class_token", "pos_embedding"},
+    "convnext_tiny": {"layer_scale"},
+    "swin_t": {"relative_position_bias_table"},
+}
+"""Last parts of the names of parameters of two and more dimensions that are learned vectors and no layer's weight."""
+
+
+@pytest.mark.parametrize("name", UNDECAYED_ARRAYS)
+def test_decay_in_torchvisions_transformers_and_convnexts_reaches_matrices_and_kernels_only(name):
+    with torch.device("meta"):
+        model = build_model(name, classes=10, image_size=32)
+    decayed, plain = (names(model, group["params"]) for group in parameter_groups(model, 0.05))
+    arrays = {key for key, p in model.named_parameters() if p.ndim > 1}
+    exempt = {key for key in arrays if key.rpartition(".")[2] in UNDECAYED_ARRAYS[name]}
+    assert {key.rpartition(".")[2] for key in exempt} == UNDECAYED_ARRAYS[name]
+    assert set(decayed) == arrays - exempt
+    assert sorted(decayed + plain) == sorted(key for key, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_decay_in_timms_networks_is_where_timm_puts_it(name):
+    timm, theirs = pytest.importorskip("timm"), pytest.importorskip("timm.optim")
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    listed = getattr(model, "no_weight_decay", set)()
+    without, with_decay = theirs.param_groups_weight_decay(model, 0.05, no_weight_decay_list=listed)
+    decayed, plain = parameter_groups(model, 0.05)
+    assert names(model, decayed["params"]) == names(model, with_decay["params"])
+    assert names(model, plain["params"]) == names(model, without["params"])
 
 
 def test_decay_reaches_convolutions_of_any_dimension_and_attention_with_keys_of_another_size():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import PHASES, RAMP, STEPS, assert_same, batch, network, sgd, start, states, train
+from helpers import PHASES, RAMP, SPARSE, STEPS, assert_same, batch, network, sgd, smooth, start, states, train
 from torch import nn
 
 from st3 import Sparsifier, UserError
@@ -402,8 +402,6 @@ def test_refused_attachments():
     sparsifier.attach(optimizer)
     with pytest.raises(UserError, match="attached already"):
         sparsifier.attach(optimizer)
-    with pytest.raises(UserError, match="closure"):
-        optimizer.step(lambda: 0.0)
 
 
 def test_weights_changed_behind_its_back_are_noticed():
@@ -419,6 +417,49 @@ def test_two_parameters_in_one_memory_are_refused():
     model[1].weight.data = model[0].weight.data
     with pytest.raises(UserError, match="weights of 0 and 1 are two parameters in one memory"):
         Sparsifier(model)
+
+
+# Closures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["by place", "by name"])
+@pytest.mark.parametrize("method", ["st3", "gmp", "rigl"])
+def test_a_closure_sees_the_sparse_weights_and_may_clip(method, named):
+    """As Lightning steps: forward, backward and clipping are inside of the closure. Equal to doing them before."""
+    schedule = SPARSE if method == "rigl" else RAMP
+    plain, optimizer, _ = start(method, schedule)
+    losses = train(plain, optimizer, range(STEPS), clip=0.1)
+
+    model, optimizer, sparsifier = start(method, schedule)
+    for number in range(STEPS):
+        images, labels = batch(number)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)  # noqa: B023
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            return loss
+
+        loss = optimizer.step(closure=closure) if named else optimizer.step(closure)
+        assert loss.item() == losses[number]
+    assert_same(dict(model.state_dict()), dict(plain.state_dict()))
+    assert sparsifier.step == STEPS
+
+
+def test_an_optimizer_that_calls_its_closure_again_is_refused():
+    model = smooth()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    Sparsifier(model, "st3", 0.8).attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(batch(0)[0]), batch(0)[1])
+        loss.backward()
+        return loss
+
+    with pytest.raises(UserError, match=r"closure twice in a step, as LBFGS does: choose another one"):
+        optimizer.step(closure)
 
 
 # The step's gradient ------------------------------------------------------------------------------------------------

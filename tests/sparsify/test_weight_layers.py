@@ -6,7 +6,9 @@ from helpers import network
 from torch import nn
 from torch.nn.utils import prune
 
-from st3 import UserError
+from st3 import Sparsifier, UserError
+from st3.models import build_model
+from st3.optim.optimizers import AdamW
 from st3.sparsify import left_alone, weight_layers
 
 
@@ -74,6 +76,59 @@ def test_a_shared_weight_has_the_name_of_the_first_that_has_it():
     tied[1].weight = tied[0].weight
     assert list(weight_layers(tied)) == ["1"]
     assert left_alone(tied) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "prunable", "layers"),
+    [
+        # the patches or the stem, blocks, the merging of patches in between, the classifier for 1000 classes
+        ("vit_b_16", 768 * 768 + 12 * 12 * 768**2 + 768_000, 1 + 12 * 4 + 1),
+        (
+            "convnext_tiny",
+            96 * 48 + sum(n * (49 * d + 8 * d * d) for n, d in ((3, 96), (3, 192), (9, 384), (3, 768)))
+            + sum(4 * d * 2 * d for d in (96, 192, 384)) + 768_000,
+            1 + 18 * 3 + 3 + 1,
+        ),
+        (
+            "swin_t",
+            96 * 48 + sum(n * 12 * d * d for n, d in ((2, 96), (2, 192), (6, 384), (2, 768)))
+            + sum(4 * d * 2 * d for d in (96, 192, 384)) + 768_000,
+            1 + 12 * 4 + 3 + 1,
+        ),
+        ("timm/vit_tiny_patch16_224", 192 * 768 + 12 * 12 * 192**2 + 192_000, 1 + 12 * 4 + 1),
+        (
+            "timm/convnext_atto",
+            40 * 48 + sum(n * (49 * d + 8 * d * d) for n, d in ((2, 40), (2, 80), (6, 160), (2, 320)))
+            + sum(4 * d * 2 * d for d in (40, 80, 160)) + 320_000,
+            1 + 12 * 3 + 3 + 1,
+        ),
+    ],
+)  # fmt: skip
+def test_transformers_and_convnexts_are_pruned_in_every_matrix_and_kernel(name, prunable, layers):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    with torch.device("meta"):
+        sparsifier = Sparsifier(build_model(name, classes=1000), schedule=0.9)
+    assert (sparsifier.prunable, len(sparsifier.pruned_layers)) == (prunable, layers)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "timm/convnext_atto"])
+def test_adamw_makes_them_exactly_as_sparse_as_asked_and_leaves_the_rest_dense(name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = build_model(name, classes=5, image_size=32)
+    head = list(weight_layers(model))[-1]
+    optimizer = AdamW().build(model)
+    sparsifier = Sparsifier(model, schedule=0.9, exclude=[head]).attach(optimizer)
+    for _ in range(2):  # the class token starts at 0, and gets no gradient while the classifier is 0
+        nn.functional.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
+        optimizer.step()
+    assert abs(sparsifier.zeros().sum() - 0.9 * sparsifier.prunable) <= 1
+    pruned = {id(weight) for weight in sparsifier.weights.values()}
+    for key, parameter in model.named_parameters():
+        if id(parameter) not in pruned and key.endswith(("embedding", "class_token", "gamma", head + ".weight")):
+            assert (parameter != 0).all(), key
 
 
 def test_a_module_that_is_used_twice_is_one_layer():
