@@ -235,8 +235,8 @@ def test_evaluation_leaves_the_network_as_it_was():
     ("logits", "constant"),
     [
         ([[1.0, 2.0, 9.0]] * 5, True),
-        ([[1.0, 2.0, 9.0]] * 4 + [[1.0, 2.0, 9.02]], True),  # less than bf16 tells apart
-        ([[1.0, 2.0, 9.0]] * 4 + [[1.0, 2.0, 9.2]], False),
+        ([[1.0, 2.0, 9.0]] * 4 + [[1.0, 2.0, 9.00001]], True),
+        ([[1.0, 2.0, 9.0]] * 4 + [[1.0, 2.0, 9.02]], False),
         ([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]], True),  # the same probabilities
         ([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], False),
         ([[0.0, 0.0, 0.0]] * 2, True),
@@ -248,6 +248,11 @@ def test_logits_that_do_not_depend_on_the_image_are_noticed(logits, constant):
     logits, labels = torch.tensor(logits), torch.zeros(len(logits), dtype=torch.int64)
     for size in (1, 2, 5):
         assert evaluate(Given(), zip(logits.split(size), labels.split(size), strict=True), FP32)["constant"] == constant
+
+
+def test_what_bf16_rounds_away_is_the_same():
+    logits, labels = torch.tensor([[1.0, 2.0, 9.0], [1.0, 2.0, 9.02]]), torch.zeros(2, dtype=torch.int64)
+    assert evaluate(Given(), [(logits, labels)], Machine(torch.device("cpu"), "bf16"))["constant"]
 
 
 def test_steps_at_the_loss_of_guessing_are_counted_until_it_is_lower(monkeypatch):
