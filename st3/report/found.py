@@ -4,13 +4,14 @@ tells them apart."""
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from st3.config import Selection, settings_that_count
 from st3.errors import UserError
+from st3.report.formats import NOTHING
 from st3.report.results import Result, Results, Run
 from st3.report.run_charts import run_charts
 from st3.report.table import Row, Series, Table
@@ -78,20 +79,18 @@ def _results(title: str, found: Sequence[_Found], unfinished: Sequence[str], lef
     for each in found:
         groups.setdefault(_key(each.settings), []).append(each)
     settings = [group[0].settings for group in groups.values()]
-    names, differing = _naming(settings), _differing(settings)
-    usual = _usual(names, settings)
-    rows = [
+    naming, differing = _naming(settings), _differing(settings)
+    usual = _usual(naming, settings)
+    results = sorted(
         (
-            _row(each, names, differing, usual),
-            tuple(sorted((one.run for one in group), key=lambda run: run.seed)),
-        )
-        for each, group in zip(settings, groups.values(), strict=True)
-    ]
-    rows.sort(key=lambda row: row[0].label)
-    series: dict[str, list[tuple[Row, tuple[Run, ...]]]] = {}
-    for row, runs in sorted(rows, key=lambda each: each[0].sparsity):
-        series.setdefault(row.label, []).append((row, runs))
-    ordered = sorted(series.items(), key=lambda each: (each[1][0][0].method != "dense", each[0]))
+            Result(_row(each, naming, differing, usual), tuple(sorted((one.run for one in group), key=_seed)))
+            for each, group in zip(settings, groups.values(), strict=True)
+        ),
+        key=lambda result: (result.row.method != "dense", result.row.label, result.row.sparsity),
+    )
+    series: dict[str, list[Row]] = {}
+    for result in results:
+        series.setdefault(result.row.label, []).append(result.row)
     notes = []
     if usual:
         said = ", ".join(f"{name}={_text(value)}" for name, value in usual.items())
@@ -100,22 +99,31 @@ def _results(title: str, found: Sequence[_Found], unfinished: Sequence[str], lef
         name="runs",
         title=title,
         notes=tuple(notes),
-        series=tuple(Series(label, None, tuple(row for row, _ in members)) for label, members in ordered),
+        series=tuple(Series(label, None, tuple(rows)) for label, rows in series.items()),
     )
-    results = tuple(Result(row, runs) for _, members in ordered for row, runs in members)
-    return Results(table, results, (), tuple(unfinished), tuple(left_out))
+    return Results(table, tuple(results), (), tuple(unfinished), tuple(left_out))
 
 
-def _row(settings: Mapping[str, Any], names: list[str], differing: list[str], usual: Mapping[str, Any]) -> Row:
-    own = {name: settings[name] for name in names if name in settings}
-    said = [f"{name}={_text(value)}" for name, value in own.items() if name not in usual or usual[name] != value]
+def _seed(run: Run) -> int:
+    return run.seed
+
+
+def _row(
+    settings: Mapping[str, Any], naming: Mapping[str, set[str]], differing: Sequence[str], usual: Mapping[str, Any]
+) -> Row:
+    said = [
+        f"{name}={_text(settings[name])}"
+        for name, companies in naming.items()
+        if name in settings and _company(name, settings) in companies
+        if name not in usual or usual[name] != settings[name]
+    ]
     return Row(
         label=" ".join([settings["method.name"], *said]),
         method=settings["method.name"],
         sparsity=settings["sparsity"],
         overrides=tuple(f"{name}={_text(settings[name])}" for name in differing if name in settings),
         published=None,
-        settings=tuple((name, _text(settings[name]) if name in settings else "–") for name in names),
+        settings=tuple((name, _text(settings[name]) if name in settings else NOTHING) for name in naming),
     )
 
 
@@ -128,23 +136,29 @@ def _differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 _SELECTION = {f"method.{each.name}" for each in fields(Selection)}
 
 
-def _naming(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Those of them that name a row besides method and sparsity. A setting of a method, a data set, … tells apart the
-    rows of this method or data set only, and one of the schedule, which a method brings, those of one method."""
-
-    def tells_apart(name: str) -> bool:
-        group, _, key = name.rpartition(".")
-        within = [] if not group or key == "name" or name in _SELECTION else [f"{group}.name"]
-        within += ["method.name"] if group == "schedule" else []
+def _naming(rows: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Those of them that name a row besides method and sparsity → in which company they differ."""
+    naming = {}
+    for name in _differing(rows):
         values: dict[str, set[str]] = {}
         for row in rows:
-            values.setdefault(_key([row.get(each) for each in within]), set()).add(_key(row.get(name)))
-        return any(len(each) > 1 for each in values.values())
+            values.setdefault(_company(name, row), set()).add(_key(row.get(name)))
+        several = {company for company, each in values.items() if len(each) > 1}
+        if several and name not in ("method.name", "sparsity"):
+            naming[name] = several
+    return naming
 
-    return [name for name in _differing(rows) if name not in ("method.name", "sparsity") and tells_apart(name)]
+
+def _company(name: str, row: Mapping[str, Any]) -> str:
+    """The rows among which a setting tells this one apart: for one of a method, a data set, … those of the same method
+    or data set; for one of the schedule, which a method brings along, those of the same method; else all."""
+    group, _, key = name.rpartition(".")
+    within = [] if not group or key == "name" or name in _SELECTION else [f"{group}.name"]
+    within += ["method.name"] if group == "schedule" else []
+    return _key([row.get(each) for each in within])
 
 
-def _usual(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _usual(names: Collection[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The value that more than half of the rows have, of each of several settings that has one."""
     usual = {}
     for name in names if len(names) > 1 else ():
