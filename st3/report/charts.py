@@ -224,7 +224,7 @@ def _differences(results: Results, contest: Contest) -> Chart:
             {"text": value, "y": name, "xref": "paper", "x": 1.01, "xanchor": "left", "showarrow": False}
             for name, value in zip(names, values, strict=True)
         ],
-        "margin": {"r": 100},
+        "margin": {"r": 112},
         "xaxis": {"range": [min(drawn) - room, max(drawn) + room], "zeroline": False}
         | _title("difference in top-1 (points)"),
         "yaxis": {
@@ -339,7 +339,7 @@ def _title(text: str) -> dict[str, Any]:
 
 def _short(label: str) -> str:
     """For legends and axes; hovering shows all of it."""
-    return label if len(label) <= 28 else f"{label[:27]}…"
+    return label if len(label) <= 32 else f"{label[:31]}…"
 
 
 def _layer(runs: Sequence[Run], name: str) -> float | None:

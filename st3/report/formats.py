@@ -22,7 +22,7 @@ from st3.report.results import Result, Results, Run
 NOTHING = "–"
 MEASURED = "top-1 measured"
 COLUMNS = 3
-"""Settings that have a column each on the terminal."""
+"""Settings that stand beside the method in columns of their own; more are in the name of the row, and behind it all."""
 
 
 def headings(results: Results) -> list[str]:
@@ -41,9 +41,10 @@ def cells(results: Results, result: Result) -> dict[str, str]:
         pairs = f" ({difference.n} pairs)" if difference.n < len(result.runs) else ""
         minus_best = "best" if result is contest.best else f"{plus_minus(difference, signed)}{pairs}"
     budgets = {epochs for each in results.measured for epochs in each.epochs}
+    few = 0 < len(row.settings) <= COLUMNS
     return {
-        "method": f"{row.method if row.settings else row.label}{double_dagger}",
-        **dict(row.settings),
+        "method": f"{row.method if few else row.label}{double_dagger}",
+        **(dict(row.settings) if few else {}),
         "sparsity (%)": f"{100 * row.sparsity:g}",
         "epochs": ", ".join(map(str, result.epochs)) if len(budgets) > 1 and result.runs else NOTHING,
         "top-1 published": f"{published.top1:.2f}" if published else NOTHING,
@@ -54,12 +55,13 @@ def cells(results: Results, result: Result) -> dict[str, str]:
         "sparsity measured (%)": f"{100 * result.sparsity.mean:.2f}{dagger}" if result.runs else NOTHING,
         "M MACs published": f"{published.macs_millions:g}" if published and published.macs_millions else NOTHING,
         "M MACs measured": _significant(result.macs_millions.mean) if result.runs else NOTHING,
+        **({} if few else dict(row.settings)),
     }
 
 
 def to_text(results: Results) -> str:
     """For the terminal: what to know before, the table with its columns aligned, what its marks mean. A star is what
-    is bold elsewhere. More than `COLUMNS` settings are one column, the name of the row."""
+    is bold elsewhere. Settings that the rows' names hold have no columns."""
     columns = headings(results)
     settings = [name for name, _ in results.rows[0].row.settings] if results.rows else []
     if len(settings) > COLUMNS:
@@ -67,8 +69,6 @@ def to_text(results: Results) -> str:
     lines = [columns]
     for result in results.rows:
         text = cells(results, result)
-        if len(settings) > COLUMNS:
-            text["method"] = text["method"].replace(str(result.row.method), result.row.label, 1)
         if results.inside_noise(result):
             text[MEASURED] += " *"
         elif result.runs and result.top1.n == 1 and any(each.top1.n > 1 for each in results.measured):

@@ -112,7 +112,7 @@ def _row(
     settings: Mapping[str, Any], naming: Mapping[str, set[str]], differing: Sequence[str], usual: Mapping[str, Any]
 ) -> Row:
     said = [
-        f"{name}={_text(settings[name])}"
+        f"{name.removeprefix('method.')}={_text(settings[name])}"  # behind the method's name
         for name, companies in naming.items()
         if name in settings and _company(name, settings) in companies
         if name not in usual or usual[name] != settings[name]

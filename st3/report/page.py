@@ -70,7 +70,7 @@ def to_html(results: Results, folder: Path) -> str:
         pivot_notes=_pivot_notes(results, usual),
         drawn=drawn,
         headings=headings(results),
-        text_columns={"method", "runs", *(results.rows[0].row.settings if results.rows else ())},
+        text_columns={"method", "runs", *(name for result in results.rows for name, _ in result.row.settings)},
         rows=[(result, cells(results, result)) for result in results.rows],
         measured=MEASURED,
         nothing=NOTHING,

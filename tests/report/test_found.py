@@ -46,7 +46,7 @@ def test_what_a_method_brings_along_does_not_name_it(tmp_path):
         make(tmp_path / method, f"method={method}")
     make(tmp_path / "other", "method=gmp", "method.every=5%")
     assert [label for label, *_ in rows(read_runs([tmp_path]))] == [
-        "gmp method.every=1%", "gmp method.every=5%", "rigl", "st3"
+        "gmp every=1%", "gmp every=5%", "rigl", "st3"
     ]  # fmt: skip
     [gmp, *_] = read_runs([tmp_path]).rows
     assert {"schedule.name=ramp", "method.every=1%"} <= set(gmp.row.overrides)  # all that differs is with each run
@@ -57,7 +57,7 @@ def test_names_leave_out_what_most_rows_have_and_that_is_said(tmp_path):
     make(tmp_path / "b", "method.rescale=false")
     make(tmp_path / "c", "optimizer.lr=0.2")
     results = read_runs([tmp_path])
-    assert [label for label, *_ in rows(results)] == ["st3", "st3 method.rescale=false", "st3 optimizer.lr=0.2"]
+    assert [label for label, *_ in rows(results)] == ["st3", "st3 rescale=false", "st3 optimizer.lr=0.2"]
     said = "The names of rows leave out what more than half of the rows have: method.rescale=true, optimizer.lr=0.1."
     assert said in remarks(results)
 

@@ -20,6 +20,14 @@ function draw(place) {
     height: (layout.height ?? (phone ? 340 : 400)) + legend,
   };
   for (const name of ["xaxis", "yaxis", "yaxis2"]) if (layout[name]) full[name] = { ...axis, ...layout[name] };
+  if (phone && layout.yaxis?.ticktext) { // names above their rows instead of beside them
+    const above = { x: 0, xref: "paper", xanchor: "left", yshift: 11, showarrow: false, font: { size: 11 } };
+    const places = layout.yaxis.tickvals.map((y, row) => ({ ...above, y, text: layout.yaxis.ticktext[row] }));
+    full.annotations = [...(layout.annotations ?? []), ...places];
+    full.yaxis.showticklabels = false;
+    full.margin.l = 12;
+    full.height *= 1.3;
+  }
   if (layout.yaxis2) full.margin.r = 54;
   place.dataset.drawn = "yes";
   if (title) {
