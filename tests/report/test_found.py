@@ -57,7 +57,7 @@ def test_names_leave_out_what_most_rows_have_and_that_is_said(tmp_path):
     make(tmp_path / "b", "method.rescale=false")
     make(tmp_path / "c", "optimizer.lr=0.2")
     results = read_runs([tmp_path])
-    assert [label for label, *_ in rows(results)] == ["st3", "st3 rescale=false", "st3 optimizer.lr=0.2"]
+    assert [label for label, *_ in rows(results)] == ["st3", "st3 optimizer.lr=0.2", "st3 rescale=false"]
     said = "The names of rows leave out what more than half of the rows have: method.rescale=true, optimizer.lr=0.1."
     assert said in remarks(results)
 
