@@ -11,7 +11,6 @@ examples:
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def overview(paths: Sequence[Path], page: Path | None = None) -> str:
     Raises `UserError` where no run is found, or the page cannot be written.
     """
     from st3.report.formats import to_text
-    from st3.report.found import read_runs
+    from st3.report.found import common_folder, read_runs
     from st3.report.page import to_html
 
     page = page or common_folder(paths) / "report.html"
@@ -53,16 +52,3 @@ def overview(paths: Sequence[Path], page: Path | None = None) -> str:
     except OSError as error:
         raise UserError(f"--out {page} cannot be written ({error.strerror}): choose another file") from error
     return f"{to_text(results)}\n\nreport     {page}"
-
-
-def common_folder(paths: Sequence[Path]) -> Path:
-    """The one folder itself, unless it is a run; else the one in which all of them lie."""
-    from st3.training.run_directory import RunDirectory
-
-    if len(paths) == 1 and not RunDirectory(paths[0]).started():
-        return paths[0]
-    parents = [path.absolute().parent for path in paths]
-    shared = next(
-        folder for folder in (parents[0], *parents[0].parents) if all(p.is_relative_to(folder) for p in parents)
-    )
-    return Path(os.path.relpath(shared))

@@ -56,7 +56,7 @@ def main() -> None:
                 config = replace(config, run_dir=str(directory))
             result = run(config, overrides, directory)
             if result and number is not None:
-                swept.append(Path(result.run_dir))
+                swept.append(Path(config.run_dir or result.run_dir))
             if result and result.constant_logits:
                 exit_code = exit_code or 1
         except LonelyError as error:

@@ -4,7 +4,7 @@ import pytest
 from fake_runs import found_run
 
 from st3.cli import main
-from st3.overview import common_folder
+from st3.report.found import common_folder
 
 
 @pytest.fixture

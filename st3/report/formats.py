@@ -83,7 +83,8 @@ def to_text(results: Results) -> str:
         ).rstrip()
         for line in lines
     ]
-    notes = [note.replace("Bold: ", "*: ", 1) for note in footnotes(results)]
+    notes = ["One seed each has no interval."] if results.runs and all(r.top1.n == 1 for r in results.measured) else []
+    notes += [note.replace("Bold: ", "*: ", 1) for note in footnotes(results)]
     return "\n".join([*warnings(results), *(table if results.rows else []), *notes])
 
 

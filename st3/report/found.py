@@ -67,6 +67,17 @@ def run_paths(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The one folder itself, unless it is a run; else the one in which all of them lie."""
+    if len(paths) == 1 and not RunDirectory(paths[0]).started():
+        return paths[0]
+    parents = [path.absolute().parent for path in paths]
+    shared = next(
+        folder for folder in (parents[0], *parents[0].parents) if all(p.is_relative_to(folder) for p in parents)
+    )
+    return Path(os.path.relpath(shared))
+
+
 def _folders(path: Path) -> Iterable[str]:
     """`path` and what lies in it, in the order of names; not what is hidden, and not what lies in a run."""
     for folder, below, _ in os.walk(path):
@@ -179,4 +190,5 @@ def _text(value: Any) -> str:
 
 
 def _title(paths: Sequence[Path]) -> str:
-    return f"Runs in {', '.join(map(str, paths[:3]))}{' and others' if len(paths) > 3 else ''}"
+    where = paths[0] if len(paths) == 1 else common_folder(paths)
+    return f"Runs in {where if where.name else where.resolve().name}"

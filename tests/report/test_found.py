@@ -160,6 +160,7 @@ def test_many_settings_are_one_column(tmp_path):
     for name in ("optimizer.lr=0.2", "clip_norm=1", "label_smoothing=0.1", "ema=0.9"):
         make(tmp_path / name, name)
     head, *lines = to_text(read_runs([tmp_path])).splitlines()
+    assert "One seed each has no interval." in lines
     assert head.split()[:2] == ["method", "sparsity"]
     assert [line.split("  ")[0] for line in lines[:5]] == [
         "st3", "st3 clip_norm=1", "st3 ema=0.9", "st3 label_smoothing=0.1", "st3 optimizer.lr=0.2"
