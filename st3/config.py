@@ -184,8 +184,8 @@ def stored_config(stored: Mapping[str, Any], run_dir: Path) -> Config:
     What is not stored has the default that it has now. Raises `UserError` for what this version does not know.
     """
     try:
-        return _from_nodes(dict(stored) if "raw_step" in stored else _without_foreign_keys(stored))
-    except (UserError, OmegaConfBaseException, KeyError, TypeError) as error:
+        return _from_stored(stored)
+    except _UNREADABLE as error:
         raise UserError(
             f"run_dir={run_dir} holds a run that this version cannot continue ({' '.join(str(error).split())}): "
             "finish it with the version that environment.yaml names, or choose another run_dir"
@@ -195,10 +195,9 @@ def stored_config(stored: Mapping[str, Any], run_dir: Path) -> Config:
 def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> Config:
     """The settings stored in a run directory. Raises `UserError` where they are others, but for fewer epochs."""
     before = stored_config(stored, run_dir)
-    theirs, ours = before.flat(), config.flat()
-    idle = {key for key in ours if key.startswith("schedule.")} if not config.target_sparsity else set()
-    idle |= {"epochs"} if config.epochs > before.epochs else set()
-    for key in sorted(ours.keys() - _FREE - idle):
+    theirs, ours = before.flat(), _counted(config)
+    longer = {"epochs"} if config.epochs > before.epochs else set()
+    for key in sorted(ours.keys() - longer):
         if theirs.get(key) != ours[key]:
             raise UserError(
                 f"run_dir={run_dir} holds a run with {key}={theirs.get(key)}, not {ours[key]}: "
@@ -212,11 +211,36 @@ def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> Co
     return before
 
 
+def settings_that_count(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name → value of all settings that decide what a run directory's run has computed; `stored` is its
+    config.yaml, by this or an earlier version. What was not stored has the default that it has now; a dense network
+    has no schedule, and its sparsity is 0.
+
+    Raises `UserError` where this version does not know such settings.
+    """
+    try:
+        config = _from_stored(stored)
+    except _UNREADABLE as error:
+        raise UserError(f"its config.yaml is not one of this version ({' '.join(str(error).split())})") from error
+    return _counted(config) | {"sparsity": config.target_sparsity}
+
+
+_UNREADABLE = (UserError, OmegaConfBaseException, KeyError, TypeError)
+"""What `_from_stored` raises for settings that this version does not know."""
 _OTHER_RULES = {"rigl", "set", "granet", "topkast", "probmask"}
 """Methods that compute something else since runs store a `raw_step`."""
 _FREE = {"run_dir", "dry_run", "device", "compile", "capture", "profile", "log_every", "logger"}
 _FREE |= {f"dataset.{name}" for name in ("root", "workers", "download", "cache")}
 """Settings that may differ when a run is continued: they change where and how it runs, not what it computes."""
+
+
+def _from_stored(stored: Mapping[str, Any]) -> Config:
+    return _from_nodes(dict(stored) if "raw_step" in stored else _without_foreign_keys(stored))
+
+
+def _counted(config: Config) -> dict[str, Any]:
+    idle = () if config.target_sparsity else "schedule."
+    return {key: value for key, value in config.flat().items() if key not in _FREE and not key.startswith(idle)}
 
 
 def _without_foreign_keys(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def main() -> None:
     sys.argv[1:] = spell_out(sys.argv[1:])
     started, process = datetime.now(), os.getpid()
     launcher, composing, exit_code = "", True, 0
+    swept: list[Path] = []
+    failed: list[str] = []
 
     @hydra.main(config_path=config_path(), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
@@ -53,6 +55,8 @@ def main() -> None:
             if os.getpid() != process and config.run_dir is None:  # preempted and queued again, it shall continue
                 config = replace(config, run_dir=str(directory))
             result = run(config, overrides, directory)
+            if result and number is not None:
+                swept.append(Path(config.run_dir or result.run_dir))
             if result and result.constant_logits:
                 exit_code = exit_code or 1
         except LonelyError as error:
@@ -61,6 +65,7 @@ def main() -> None:
         except UserError as error:  # the other jobs of a sweep go on
             exit_code = 2
             _complain(error)
+            failed.append(f"[{number}] {error}")
             if os.getpid() != process:  # a launcher's: what this process sets here is lost, what it raises is not
                 raise UserError(f"[{number}] {error}") from error
         except BrokenPipeError:  # st3-train … | head
@@ -72,11 +77,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             os.environ["ST3_SCRATCH"] = scratch  # where Hydra may write before anything is checked
             job()
+        if {"-m", "--multirun"} & set(sys.argv) and _is_first_process():
+            _end_sweep(swept, failed, _sweep_dir(started) if launcher else None)
     except (HydraException, OmegaConfBaseException) as error:
         _complain(in_one_line(error))
         _exit(2)
     except UserError as error:
         _complain(error)
+        if launcher:
+            print(f"no report: st3 report {_sweep_dir(started)} shows the other jobs", flush=True)
         _exit(2)
     except ValueError as error:
         if launcher or not composing:  # a defect, perhaps one that a launcher's process has met
@@ -109,6 +118,22 @@ def _default_dir(config: "Config", started: datetime, number: int | None) -> Pat
 
 def _sweep_dir(started: datetime) -> Path:
     return Path("outputs", f"{started:%Y%m%d-%H%M%S}-sweep")
+
+
+def _end_sweep(swept: list[Path], failed: list[str], elsewhere: Path | None) -> None:
+    """The table of a sweep's runs and its page, and which jobs have failed. A launcher's jobs ran in other processes:
+    what they have left is read from the folder `elsewhere`."""
+    from st3.overview import overview
+
+    if elsewhere and any(word.startswith("run_dir=") for word in sys.argv):
+        print("\nno report, as these jobs have chosen their folders: st3 report DIR shows them", flush=True)
+    elif paths := [elsewhere] if elsewhere else swept:
+        try:
+            print(f"\n{overview(paths)}", flush=True)
+        except UserError as error:  # the runs are there nevertheless
+            print(f"\nno report: {error}", flush=True)
+    for job in failed:
+        print(f"failed     {job}", flush=True)
 
 
 def _chosen_launcher(started: datetime) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from config_cases import load
+
 from st3.measure import LayerRow
 from st3.training.run_directory import METRICS, RunDirectory
 from st3.training.summary import Summary
@@ -52,3 +54,20 @@ def fake_run(
         csv.DictWriter(file, METRICS).writerows(metrics)
     directory.write_summary(summary)
     return directory
+
+
+def found_run(path, *overrides, top1=70.0, **changes):
+    """A finished run of these settings."""
+    config = load(*overrides)
+    fake_run(
+        path,
+        fake_summary(
+            top1=top1, sparsity=config.target_sparsity, sparsity_target=config.target_sparsity, seed=config.seed,
+            method=config.method.name, model=config.model.name, dataset=config.dataset.name, **changes,
+        ),
+        config=config.plain(),
+        overrides=overrides,
+        layers=[fake_layer("conv", config.target_sparsity)],
+        metrics=[{"step": 8, "test_top1": top1}],
+    )  # fmt: skip
+    return path

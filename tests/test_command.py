@@ -353,6 +353,10 @@ def test_jobs_of_a_sweep_equal_single_runs_and_outlive_a_broken_one(here, no_pic
     assert sweep.err.count("st3-train: error: sparsity=1.5") == 2
     assert {path.parts[0] for path in map(Path, files_below(here))} == {"outputs"}
     first, second = sorted(path.parent for path in here.rglob("summary.json"))
+    *_, page, one, other = sweep.out[sweep.out.index("top-1 measured") :].splitlines()
+    assert page == f"report     {first.parent.relative_to(here)}/report.html"
+    assert (first.parent / "report.html").stat().st_size > 1e6
+    assert [one, other] == [f"failed     [{job}] sparsity=1.5 lies outside [0, 1): try sparsity=0.9" for job in (0, 2)]
     assert [first.name, second.name] == ["1-resnet20-fake-st3-0.8-s0", "3-resnet20-fake-st3-0.8-s1"]
     assert st3_train(*TINY, "seed=1", "sparsity=0.8", "run_dir=alone").code == 0
     alone, one, other = (load_file(folder / "model.safetensors") for folder in (Path("alone"), second, first))
@@ -375,6 +379,7 @@ def test_a_launcher_carries_jobs_to_other_processes_and_their_mistakes_back(here
     [sweep] = (here / "outputs").iterdir()
     assert answer.stdout == (
         f"jobs go to hydra/launcher=submitit_local; what they say is in outputs/{sweep.name}/submitit/\n"
+        f"no report: st3 report outputs/{sweep.name} shows the other jobs\n"
     )
     run = sweep / "1-resnet20-fake-st3-0.8-s0"
     assert {path.name for path in sweep.iterdir()} == {"submitit", run.name}
@@ -382,6 +387,22 @@ def test_a_launcher_carries_jobs_to_other_processes_and_their_mistakes_back(here
     assert (summary["finished"], summary["sparsity_target"]) == (True, 0.8)
     said = [path.read_text() for path in sorted((sweep / "submitit").glob("*.out"))]
     assert sum("[1] dataset=fake " in text and "weights are zero" in text for text in said) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None,
+    reason="needs hydra-submitit-launcher: pip install '.[slurm]'",
+)
+def test_jobs_that_ran_elsewhere_are_reported_from_what_they_left(here):
+    command = [sys.executable, "-m", "st3.train", "-m", "hydra/launcher=submitit_local", *TINY, "epochs=1"]
+    found = subprocess.run([*command, "sparsity=0.8,0.9"], capture_output=True, text=True, check=True).stdout
+    [sweep] = (here / "outputs").iterdir()
+    assert found.endswith(f"\nreport     outputs/{sweep.name}/report.html\n")
+    assert [line.split()[:2] for line in found.splitlines() if line.startswith("st3 ")] == [
+        ["st3", "80"],
+        ["st3", "90"],
+    ]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The results of a table as Markdown, CSV and LaTeX."""
+"""The results of a table as Markdown, CSV and LaTeX, and as text for the terminal."""
 
 import csv
 import io
@@ -21,6 +21,8 @@ from st3.report.results import Result, Results, Run
 
 NOTHING = "–"
 MEASURED = "top-1 measured"
+COLUMNS = 3
+"""Settings that stand beside the method in columns of their own; more are in the name of the row, and behind it all."""
 
 
 def headings(results: Results) -> list[str]:
@@ -39,8 +41,10 @@ def cells(results: Results, result: Result) -> dict[str, str]:
         pairs = f" ({difference.n} pairs)" if difference.n < len(result.runs) else ""
         minus_best = "best" if result is contest.best else f"{plus_minus(difference, signed)}{pairs}"
     budgets = {epochs for each in results.measured for epochs in each.epochs}
+    few = 0 < len(row.settings) <= COLUMNS
     return {
-        "method": f"{row.label}{double_dagger}",
+        "method": f"{row.method if few else row.label}{double_dagger}",
+        **(dict(row.settings) if few else {}),
         "sparsity (%)": f"{100 * row.sparsity:g}",
         "epochs": ", ".join(map(str, result.epochs)) if len(budgets) > 1 and result.runs else NOTHING,
         "top-1 published": f"{published.top1:.2f}" if published else NOTHING,
@@ -51,7 +55,37 @@ def cells(results: Results, result: Result) -> dict[str, str]:
         "sparsity measured (%)": f"{100 * result.sparsity.mean:.2f}{dagger}" if result.runs else NOTHING,
         "M MACs published": f"{published.macs_millions:g}" if published and published.macs_millions else NOTHING,
         "M MACs measured": _significant(result.macs_millions.mean) if result.runs else NOTHING,
+        **({} if few else dict(row.settings)),
     }
+
+
+def to_text(results: Results) -> str:
+    """For the terminal: what to know before, the table with its columns aligned, what its marks mean. A star is what
+    is bold elsewhere. Settings that the rows' names hold have no columns."""
+    columns = headings(results)
+    settings = [name for name, _ in results.rows[0].row.settings] if results.rows else []
+    if len(settings) > COLUMNS:
+        columns = [name for name in columns if name not in settings]
+    lines = [columns]
+    for result in results.rows:
+        text = cells(results, result)
+        if results.inside_noise(result):
+            text[MEASURED] += " *"
+        elif result.runs and result.top1.n == 1 and any(each.top1.n > 1 for each in results.measured):
+            text[MEASURED] += " (no interval)"
+        lines.append([text[name] for name in columns])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = {"method", *settings}
+    table = [
+        "  ".join(
+            text.ljust(width) if name in left else text.rjust(width)
+            for name, text, width in zip(columns, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    notes = ["One seed each has no interval."] if results.runs and all(r.top1.n == 1 for r in results.measured) else []
+    notes += [note.replace("Bold: ", "*: ", 1) for note in footnotes(results)]
+    return "\n".join([*warnings(results), *(table if results.rows else []), *notes])
 
 
 def to_markdown(results: Results, folder: Path) -> str:

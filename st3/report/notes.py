@@ -17,7 +17,7 @@ CONVENTIONS = (
     "seeds they are wide: a row inside the noise of the best need not be as good, it could not be told apart.",
     "Each interval is for its own pair, not corrected for how many there are: of 20 rows exactly as good as the best, "
     "one is expected to fall outside. The best was chosen by these same runs, which flatters it.",
-    "Only rows of the same sparsity and number of epochs are ranked against each other.",
+    "Only rows of the same network, images, sparsity and number of epochs are ranked against each other.",
     "Sparsity is the fraction of the prunable weights that are exactly zero, counted in the trained network; prunable "
     "are the weights of every Conv2d and Linear layer that the run does not leave dense.",
     "MACs are multiply-accumulates of Conv2d and Linear layers for one image; a zero weight costs nothing; biases, "
@@ -41,7 +41,8 @@ def footnotes(results: Results) -> list[str]:
             "Bold: the best row at its sparsity, and every row inside the noise of the best: the 95 % interval of its "
             "difference from the best, paired by seed and for each pair by itself, reaches 0."
         )
-    lines += map(_lead, results.contests)
+    several = len({contest.task for contest in results.contests}) > 1
+    lines += [_lead(contest, f" of {contest.task}" if several else "") for contest in results.contests]
     lines += [f"Not ranked, {why}: {by_sparsity(rows)}." for why, rows in _unranked(results).items()]
     if any(result.missed for result in results.rows):
         lines.append("† The measured sparsity of a run misses the target by more than 0.5 points.")
@@ -65,6 +66,7 @@ def warnings(results: Results) -> list[str]:
         lines.append(f"The runs differ in their epochs: {', '.join(map(str, budgets))}.")
     if results.unfinished:
         lines.append(f"Not finished, and not counted: {', '.join(results.unfinished)}.")
+    lines += results.left_out
     if results.empty:
         lines.append(f"Neither measured nor published yet: {by_sparsity(results.empty)}.")
     return lines
@@ -171,24 +173,25 @@ def plus_minus(value: Statistic, mean: Callable[[float], str] = "{:.2f}".format)
     return mean(value.mean) + (f" ± {value.half_width:.2f}" if value.half_width is not None else "")
 
 
-def _lead(contest: Contest) -> str:
+def _lead(contest: Contest, of_task: str) -> str:
     """What lies between the best row and the one after it."""
     second = contest.rows[1]
     lead = contest.best.minus(second)
     assert lead
     unclear = "; which of them is better is not shown" if contest.inside_noise(second) else ""
     return (
-        f"At {100 * contest.sparsity:g} % sparsity after {contest.epochs} epochs, {contest.best.row.label} minus the "
-        f"next row, {second.row.label}: {plus_minus(lead, signed)} points, paired over {lead.n} seeds{unclear}."
+        f"At {100 * contest.sparsity:g} % sparsity after {contest.epochs} epochs{of_task}, {contest.best.row.label} "
+        f"minus the next row, {second.row.label}: {plus_minus(lead, signed)} points, paired over {lead.n} seeds"
+        f"{unclear}."
     )
 
 
 def _unranked(results: Results) -> dict[str, list[Row]]:
     """Why to which rows, of those that others have been measured beside."""
-    sparsities = [result.row.sparsity for result in results.measured]
+    beside = [(result.row.sparsity, result.task) for result in results.measured]
     found: dict[str, list[Row]] = {}
     for result in results.measured:
-        if sparsities.count(result.row.sparsity) > 1 and not results.contest(result):
+        if beside.count((result.row.sparsity, result.task)) > 1 and not results.contest(result):
             if result.missed:
                 why = "as a run misses the sparsity"
             elif len(result.epochs) > 1:

@@ -1,103 +1,151 @@
-"""The results of a table as one HTML page that needs nothing else: no network, no other file, no script."""
+"""Results as one HTML page that needs nothing else: no network, no other file. Its charts are plotly's, whose script is
+part of it; tables and texts are there without any script."""
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from st3.report import charts
 from st3.report.formats import MEASURED, NOTHING, cells, headings, link
-from st3.report.notes import conventions, footnotes, making, remarks, sources, warnings
-from st3.report.results import Results
+from st3.report.notes import conventions, footnotes, making, plus_minus, remarks, sources, warnings
+from st3.report.results import Result, Results, Run
+from st3.report.run_charts import CLASSES, Chart, run_charts
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 66rem; margin: 0 auto;
-       padding: 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0 1rem; }
-h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
-.warning { border-left: 4px solid #D55E00; background: #FBEFE6; padding: 0.4rem 0.8rem; margin: 0.5rem 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-th, td { padding: 0.2rem 0.55rem; text-align: right; white-space: nowrap; }
-th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal; min-width: 3.2rem; }
-th.text, td.text { text-align: left; }
-tr.first td { border-top: 1px solid #bbb; }
-td.best { font-weight: 600; background: #E3EFF7; }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
-a { color: #0072B2; }
-figure { margin: 1.5rem 0; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption, .small { font-size: 0.875rem; color: #555; }
-ul { padding-left: 1.2rem; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  table { font-size: 7.5pt; min-width: 0; width: 100%; }
-  th, td { padding: 1pt 2.5pt; }
-  td:first-child { white-space: normal; }
-  .wide { overflow: visible; }
-  figure img { max-height: 11.5cm; }
-  figure, tr { break-inside: avoid; }
-  thead { display: table-header-group; }
-  h2 { break-after: avoid; }
-}
-"""
+NARROW = 3
+"""Sparsities of a pivot beside which the first chart finds room on a desk's screen."""
 
 
-def to_html(results: Results, folder: Path, plots: Mapping[str, tuple[str, str]]) -> str:
-    """The page that is to lie in `folder`, where NAME.svg lies for each of `plots` (NAME → caption, what it shows)."""
-    title = escape(results.table.title)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{_paragraphs(warnings(results), "warning")}
-{_table(results, folder)}
-{_paragraphs(footnotes(results), "small")}
-{"".join(_figure(folder / f"{name}.svg", *text) for name, text in plots.items())}
-<h2>What is trained and counted</h2>
-{_list((*remarks(results), *conventions(results), *sources(results)))}
-{f"<h2>How it was made</h2>{_list(making(results))}" if results.runs else ""}
-</body>
-</html>
-"""
+@dataclass(frozen=True)
+class _Cell:
+    """Of the pivot: one row of the results, or nothing."""
+
+    result: Result
+    measured: str
+    """Empty where it was not."""
+    published: str
+    n: str
+    """Number of seeds; empty where it is the usual one, which is said once."""
+    marks: str
+    best: bool
+    """Or inside the noise of the best."""
 
 
-def _table(results: Results, folder: Path) -> str:
-    columns = headings(results)
-    heads = "".join(f'<th{_class(name)} scope="col">{escape(name)}</th>' for name in [*columns, "runs"])
-    lines, before = [], ""
-    for result in results.rows:
-        text, best = cells(results, result), MEASURED if results.inside_noise(result) else None
-        links = ", ".join(f'<a href="{escape(link(run, folder))}/">s{run.seed}</a>' for run in result.runs) or NOTHING
-        filled = "".join(f"<td{_class(name, best)}>{escape(text[name])}</td>" for name in columns)
-        first = ' class="first"' if result.row.label != before else ""
-        lines.append(f'<tr{first}>{filled}<td class="text">{links}</td></tr>')
-        before = result.row.label
-    body = "\n".join(lines)
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+@dataclass(frozen=True)
+class _Section:
+    """What a run has to itself."""
+
+    name: str
+    """Of the element, which the table's links lead to."""
+    title: str
+    run: Run
+    link: str
+    settings: Sequence[str]
+    charts: Sequence[str]
+    notes: Sequence[str]
 
 
-def _class(name: str, best: str | None = None) -> str:
-    return ' class="best"' if name == best else ' class="text"' if name in ("method", "runs") else ""
+def to_html(results: Results, folder: Path) -> str:
+    """The page that is to lie in `folder`: the results over methods and sparsities first, then charts, all rows, a
+    section for each run, and how it was made."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: training starts without them
+    from plotly.offline import get_plotlyjs
 
-
-def _figure(picture: Path, caption: str, shows: str) -> str:
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return (
-        f'<figure><img alt="{escape(shows)}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+    drawn = _charts(results)
+    sparsities = sorted({result.row.sparsity for result in results.rows})
+    sections, of_runs = _sections(results, folder)
+    templates = Environment(
+        loader=PackageLoader("st3.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    seeds = Counter(result.top1.n for result in results.measured).most_common(1)
+    usual = seeds[0][0] if seeds else 0
+    return templates.get_template("page.html").render(
+        title=results.table.title,
+        warnings=warnings(results),
+        sparsities=sparsities,
+        beside=next(iter(drawn), None) if len(sparsities) <= NARROW else None,
+        pivot=_pivot(results, usual),
+        pivot_notes=_pivot_notes(results, usual),
+        drawn=drawn,
+        headings=headings(results),
+        text_columns={"method", "runs", *(name for result in results.rows for name, _ in result.row.settings)},
+        rows=[(result, cells(results, result)) for result in results.rows],
+        measured=MEASURED,
+        nothing=NOTHING,
+        inside_noise=results.inside_noise,
+        sections=sections,
+        places={section.run.directory.path: section.name for section in sections},
+        footnotes=footnotes(results),
+        what=[*remarks(results), *conventions(results), *sources(results)],
+        making=making(results),
+        charts=json.dumps(
+            {name: {"title": c.title, "data": c.data, "layout": c.layout} for name, c in (drawn | of_runs).items()},
+            separators=(",", ":"),
+        ).replace("<", "\\u003c"),  # may not end the element that holds it
+        plotly=get_plotlyjs(),
     )
 
 
-def _paragraphs(texts: Sequence[str], kind: str) -> str:
-    return "".join(f'<p class="{kind}">{escape(text)}</p>' for text in texts)
+def _charts(results: Results) -> dict[str, Chart]:
+    """By name, the main one first."""
+    found = {
+        "accuracy_over_sparsity": charts.accuracy_over_sparsity(results),
+        "accuracy_over_macs": charts.accuracy_over_macs(results),
+        **{f"differences-{i}": chart for i, chart in enumerate(charts.paired_differences(results))},
+        "layer_sparsity": charts.layer_sparsity(results),
+        "training_curves": charts.training_curves(results),
+    }
+    return {name: chart for name, chart in found.items() if chart}
 
 
-def _list(texts: Iterable[str]) -> str:
-    return f'<ul class="small">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
+def _pivot(results: Results, usual: int) -> dict[str, dict[float, _Cell]]:
+    """Label of the series → sparsity → what stands there. `usual` is the number of seeds that most rows have."""
+    pivot: dict[str, dict[float, _Cell]] = {}
+    for result in results.rows:
+        published = result.row.published
+        pivot.setdefault(result.row.label, {})[result.row.sparsity] = _Cell(
+            result,
+            measured=plus_minus(result.top1) if result.runs else "",
+            published=f"{published.top1:.2f}" if published else "",
+            n=f"n = {result.top1.n}" if result.runs and result.top1.n != usual else "",
+            marks=("†" if result.missed else "") + ("‡" if result.warnings else ""),
+            best=results.inside_noise(result),
+        )
+    return pivot
+
+
+def _pivot_notes(results: Results, usual: int) -> list[str]:
+    """How its cells are read, besides what the footnotes say."""
+    notes = ["Top-1 in percent; method down, sparsity across."]
+    if usual:
+        others = any(result.top1.n != usual for result in results.measured)
+        notes.append(f"n = {usual}{' where nothing else is said' if others else ' in every cell'}.")
+    if any(result.runs and result.top1.n == 1 for result in results.rows):
+        notes.append("n = 1 has no interval.")
+    if any(result.row.published for result in results.rows):
+        notes.append("Grey: published.")
+    return notes
+
+
+def _sections(results: Results, folder: Path) -> tuple[list[_Section], dict[str, Chart]]:
+    """Of all runs, and their charts by name."""
+    sections: list[_Section] = []
+    drawn: dict[str, Chart] = {}
+    runs = [(result, run) for result in results.measured for run in result.runs]
+    for number, (result, run) in enumerate(runs):
+        name = f"run-{number}"
+        own = {f"{name}-{kind}": chart for kind, chart in run_charts(run).items()}
+        drawn |= own
+        settings = [each for each in result.row.overrides if not each.startswith("seed=")]
+        settings += [f"seed={run.seed}", *run.changes]
+        notes = list(run.summary.warnings)
+        notes += [
+            f"The confusion matrix of {len(evaluation['classes'])} classes is too large to be shown: see evaluation/."
+            for evaluation in run.directory.evaluations()
+            if "confusion" in evaluation and len(evaluation["classes"]) > CLASSES
+        ]
+        title = f"{result.row.name}, seed {run.seed}"
+        sections.append(_Section(name, title, run, link(run, folder), settings, list(own), notes))
+    return sections, drawn

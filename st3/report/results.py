@@ -83,6 +83,11 @@ class Result:
         """How long its runs are: one number, unless they should not be averaged."""
         return sorted({run.summary.epochs for run in self.runs})
 
+    @property
+    def task(self) -> str:
+        """What its runs learn, and which network does."""
+        return f"{self.runs[0].summary.model} on {self.runs[0].summary.dataset}"
+
     def differences(self, other: "Result") -> list[float]:
         """Top-1 in points minus the other's, for each seed that both have."""
         mine, others = ({run.seed: run.top1 for run in each.runs} for each in (self, other))
@@ -111,6 +116,7 @@ class Contest:
 
     sparsity: float
     epochs: int
+    task: str
     rows: tuple[Result, ...]
     """The best first; it and each other one have two seeds or more in common."""
 
@@ -119,11 +125,11 @@ class Contest:
         return self.rows[0]
 
     @classmethod
-    def of(cls, sparsity: float, epochs: int, rows: Sequence[Result]) -> "Contest | None":
+    def of(cls, sparsity: float, epochs: int, task: str, rows: Sequence[Result]) -> "Contest | None":
         """None where fewer than two of the rows can be ranked: a single seed has no interval."""
         several = sorted((row for row in rows if len(row.runs) > 1), key=lambda row: row.top1.mean, reverse=True)
         ranked = tuple(row for row in several if (difference := row.minus(several[0])) and difference.n > 1)
-        return cls(sparsity, epochs, ranked) if len(ranked) > 1 else None
+        return cls(sparsity, epochs, task, ranked) if len(ranked) > 1 else None
 
     def minus_best(self, row: Result) -> Statistic:
         """The paired difference of one of the rows; 0 for the best."""
@@ -149,6 +155,8 @@ class Results:
     """Those with neither."""
     unfinished: tuple[str, ...]
     """Names of run directories whose training has not ended."""
+    left_out: tuple[str, ...] = ()
+    """A sentence for each other run that was found and is not counted."""
 
     @property
     def runs(self) -> list[Run]:
@@ -159,18 +167,18 @@ class Results:
         return [result for result in self.rows if result.runs]
 
     @property
-    def comparable(self) -> dict[tuple[float, int], list[Result]]:
-        """The measured rows of each sparsity and number of epochs; without those that miss their sparsity, or whose
-        runs differ in their epochs."""
-        groups: dict[tuple[float, int], list[Result]] = {}
+    def comparable(self) -> dict[tuple[float, int, str], list[Result]]:
+        """The measured rows of each sparsity, number of epochs and task; without those that miss their sparsity, or
+        whose runs differ in their epochs."""
+        groups: dict[tuple[float, int, str], list[Result]] = {}
         for result in self.measured:
             if len(result.epochs) == 1 and not result.missed:
-                groups.setdefault((result.row.sparsity, result.epochs[0]), []).append(result)
+                groups.setdefault((result.row.sparsity, result.epochs[0], result.task), []).append(result)
         return groups
 
     @cached_property
     def contests(self) -> list[Contest]:
-        """One at most for each sparsity and number of epochs."""
+        """One at most for each sparsity, number of epochs and task."""
         found = (Contest.of(*budget, rows) for budget, rows in self.comparable.items())
         return [contest for contest in found if contest]
 

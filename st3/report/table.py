@@ -50,6 +50,9 @@ class Row:
     overrides: tuple[str, ...]
     """What st3-train is told, besides the seed and the run directory."""
     published: Published | None
+    settings: tuple[tuple[str, str], ...] = ()
+    """Where rows are made from runs that were found: name and value of each setting besides method and sparsity that
+    tells them apart, columns of their own."""
 
     @property
     def slug(self) -> str:

@@ -1,6 +1,7 @@
 """The folder that a run leaves behind: one object knows the names of its files, writes them and reads them."""
 
 import csv
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -54,6 +55,10 @@ class RunDirectory:
         if not self._file("config.yaml").exists() and self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"run_dir={self.path} holds other files but no run: choose an empty or new folder")
 
+    def started(self) -> bool:
+        """Whether a run has begun here; nothing is read, so that a damaged one is found, too."""
+        return self._file("config.yaml").is_file() and self._file("overrides.yaml").is_file()
+
     def config(self) -> dict[str, Any] | None:
         """The settings, as `Config.plain` gave them; None where no run has started."""
         return None if self._fresh else self._yaml("config.yaml", dict)
@@ -97,6 +102,10 @@ class RunDirectory:
         """The optimizer step of the last row of the metrics; 0 where there is none."""
         metrics = self.metrics()
         return int(metrics[-1]["step"]) if metrics else 0
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What evaluation/*.json hold, in the order of their names; empty where the run was not evaluated again."""
+        return [_read_json(path) for path in sorted(self._file("evaluation").glob("*.json"))]
 
     # Writing.
 
@@ -197,6 +206,16 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"cannot read {path}: it holds no evaluation")
+    return content
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -75,10 +75,11 @@ def test_bold_in_every_format(table, tmp_path):
     shown = [f"80.00 ± {T2 / math.sqrt(3):.2f}", f"82.00 ± {T2 * 2 / math.sqrt(3):.2f}"]
     for text in (to_markdown(results, tmp_path), to_block(results, "mine")):
         assert re.findall(r"\*\*(.*?)\*\*", text) == shown
-    assert re.findall(r'<td class="best">(.*?)</td>', to_html(results, tmp_path, {})) == shown
-    assert "td.best { font-weight" in to_html(results, tmp_path, {})
+    page = to_html(results, tmp_path)
+    assert re.findall(r'<td class="best">(.*?)</td>', page) == [*shown, *shown]  # over method and sparsity, and by row
+    assert "td.best { font-weight" in page
     assert re.findall(r"\\textbf\{(.*?)\} &", to_latex(results)) == [each.replace("±", r"$\pm$") for each in shown]
-    for text in (to_markdown(results, tmp_path), to_html(results, tmp_path, {}), to_latex(results)):
+    for text in (to_markdown(results, tmp_path), to_html(results, tmp_path), to_latex(results)):
         assert "every row inside the noise of the best" in text
         assert "half-width of the 95" in text
     assert "Each interval is for its own pair, not corrected" in to_markdown(results, tmp_path)
@@ -164,7 +165,7 @@ def test_a_table_may_rank_by_held_out_images(table, tmp_path):
     assert columns(results, "top-1 measured")[0].startswith("61.00 ± ")
     assert columns(results, "minus best") == ["−20.00 ± 0.00", "−10.00 ± 0.00", "best"]
     assert columns(read_results(table, tmp_path), "minus best")[0] == "best"
-    for text in (to_markdown(results, tmp_path), to_html(results, tmp_path, {})):
+    for text in (to_markdown(results, tmp_path), to_html(results, tmp_path)):
         assert "Top-1 is in percent of held-out training images" in text
         assert "percent of the test images" not in text
 

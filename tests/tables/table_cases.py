@@ -8,7 +8,6 @@ from tempfile import NamedTemporaryFile
 import pytest
 from fake_runs import fake_layer, fake_run, fake_summary
 
-from st3.report import table_report
 from st3.report.table import Row, load_table
 from st3.tables import workers
 from st3.tables.plan import Task, plan
@@ -60,7 +59,6 @@ def stub(here, monkeypatch) -> Path:
             given / task.run_dir.name, fake_summary(epochs=2), config=config, overrides=task.overrides, layers=layers
         )
     monkeypatch.setattr(workers, "TRAIN", (sys.executable, "given/stub.py"))
-    monkeypatch.setattr(table_report, "_PLOTS", {})  # they take most of the time, and have their own tests
     return given
 
 

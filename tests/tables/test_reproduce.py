@@ -205,5 +205,5 @@ def test_an_interrupted_table_continues_where_it_was(here, capsys):
     assert json.loads((run / "summary.json").read_text())["finished"]
     assert f"continuing {run.relative_to(here)} after epoch" in log.read_text()
     page = (here / "a b" / "report" / "index.html").read_text(encoding="utf-8")
-    assert "All runs depart from the table&#x27;s own settings: epochs=20, eval_every=20." in page
-    assert '<a href="../st-3-80-s0/">s0</a>' in page
+    assert "All runs depart from the table&#39;s own settings: epochs=20, eval_every=20." in page
+    assert '<a href="../st-3-80-s0/">../st-3-80-s0</a>' in page

@@ -1,0 +1,54 @@
+"""Show any runs, from a sweep or not, as a table and as one page.
+
+Runs of the same settings are one row, whatever their seed: mean, 95 % interval, and how many they are. The settings
+that differ between the rows name them. The page is one HTML file with tables, charts and a section for each run; it
+needs nothing else, no network either. A sweep (st3-train -m …) ends with both.
+
+examples:
+  st3 report outputs/20261124-155552-sweep         a folder, with all runs in it
+  st3 report outputs/a outputs/b                   these runs
+  st3 report outputs --out ~/report.html           the page somewhere else
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from st3.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What may be typed after `st3 report`."""
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN|DIR", help="run directories, or folders to look for some in"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="the page (default report.html in DIR, or beside the runs where several are named)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Always 0. Raises `UserError`."""
+    print(overview(options.runs, options.out))
+    return 0
+
+
+def overview(paths: Sequence[Path], page: Path | None = None) -> str:
+    """Write the page of the runs in `paths`, and return the table as text, with the page's path below it.
+
+    Raises `UserError` where no run is found, or the page cannot be written.
+    """
+    from st3.report.formats import to_text
+    from st3.report.found import common_folder, read_runs
+    from st3.report.page import to_html
+
+    page = page or common_folder(paths) / "report.html"
+    results = read_runs(paths)
+    try:
+        page.write_text(to_html(results, page.parent), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {page} cannot be written ({error.strerror}): choose another file") from error
+    return f"{to_text(results)}\n\nreport     {page}"
