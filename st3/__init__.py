@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from st3.errors import UserError
 
 if TYPE_CHECKING:
-    from st3.deploy import load
+    from st3.deploy.network import load
     from st3.sparsify import Sparsifier
 
 __all__ = ["Sparsifier", "UserError", "load"]
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> object:
 
         return Sparsifier
     if name == "load":
-        from st3.deploy import load
+        from st3.deploy.network import load
 
         return load
     raise AttributeError(f"module 'st3' has no attribute {name!r}")

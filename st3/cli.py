@@ -17,6 +17,7 @@ from st3.errors import UserError
 
 VERBS = {
     "check": "st3.check",
+    "eval": "st3.deploy.eval",
     "reproduce": "st3.tables.reproduce",
     "search": "st3.tables.search",
 }

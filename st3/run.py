@@ -15,7 +15,7 @@ import torch
 import st3
 from st3.config import Config, refuse_other
 from st3.data import build_data, probe
-from st3.deploy import Card
+from st3.deploy.card import Card
 from st3.describe import describe_layers, describe_recipe, describe_result, failures, summarize, warnings_before
 from st3.lengthening import refuse_other_past
 from st3.measure import LayerRow, SparsityMeter, layer_table

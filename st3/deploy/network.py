@@ -16,7 +16,7 @@ from st3.deploy.card import Card, named_classes
 from st3.errors import UserError
 from st3.models import build_model
 from st3.models.weights import put, read_file
-from st3.training.machine import pick_device
+from st3.training.machine import Machine, pick_device, pick_precision
 from st3.training.run_directory import RunDirectory
 
 
@@ -124,3 +124,27 @@ def _metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file, or damaged ({str(error)[:120]}): give another") from error
+
+
+def find_run(path: Path) -> RunDirectory:
+    """The folder of a finished run. Raises `UserError` for anything else."""
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder: give that of a finished run")
+    directory = RunDirectory(find_network(path).parent)
+    if directory.config() is None:
+        raise UserError(f"{path} holds a network, but no config.yaml: give the folder of a finished run")
+    return directory
+
+
+def choose_machine(directory: RunDirectory, device: str, precision: str | None) -> tuple[Machine, str]:
+    """Where to compute and how exactly, and a note where that is not what was recorded.
+
+    Without a `precision`, that of the run, or fp32 where it is not known or the device cannot compute so. Raises
+    `UserError` for what is not there.
+    """
+    chosen, recorded = pick_device(device), directory.environment().get("precision", "fp32")
+    if precision is not None:
+        return Machine(chosen, pick_precision(precision, chosen)), ""
+    if recorded == "fp16" and chosen.type == "cpu":
+        return Machine(chosen, "fp32"), f", not {recorded} as in training, which a CPU has not"
+    return Machine(chosen, recorded), ""

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 import st3
 from st3.data import build_data
-from st3.deploy import Card
+from st3.deploy.card import Card
 from st3.models import ModelConfig
 from st3.training.run_directory import RunDirectory
 
