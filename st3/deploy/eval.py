@@ -81,7 +81,7 @@ def describe(evaluation: "Evaluation", summary: "Summary | None") -> str:
     lines.append(f"hardest    {', '.join(f'{label} {accuracy:.1f} %' for label, accuracy in hardest)}")
     confused = evaluation.confused()[:SHOWN]
     if confused:
-        pairs = (f"{true} for {predicted} ({count:,} of {images:,})" for true, predicted, count, images in confused)
+        pairs = (f"{true} → {predicted} ({count:,} of {images:,})" for true, predicted, count, images in confused)
         lines.append(f"mistaken   {', '.join(pairs)}")
     if missing := evaluation.missing():
         from st3.data import named
