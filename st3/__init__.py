@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from st3.errors import UserError
 
 if TYPE_CHECKING:
+    from st3.deploy.network import load
     from st3.sparsify import Sparsifier
 
-__all__ = ["Sparsifier", "UserError"]
+__all__ = ["Sparsifier", "UserError", "load"]
 __version__ = "0.1.0"
 
 
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> object:
         from st3.sparsify import Sparsifier
 
         return Sparsifier
+    if name == "load":
+        from st3.deploy.network import load
+
+        return load
     raise AttributeError(f"module 'st3' has no attribute {name!r}")

@@ -17,6 +17,8 @@ from st3.errors import UserError
 
 VERBS = {
     "check": "st3.check",
+    "eval": "st3.deploy.eval",
+    "predict": "st3.deploy.predict",
     "report": "st3.overview",
     "reproduce": "st3.tables.reproduce",
     "search": "st3.tables.search",

@@ -1,7 +1,6 @@
 """One run: sketch → build → fit → summary."""
 
 import getpass
-import json
 import os
 import shlex
 import tempfile
@@ -16,6 +15,7 @@ import torch
 import st3
 from st3.config import Config, refuse_other
 from st3.data import build_data, probe
+from st3.deploy.card import Card
 from st3.describe import describe_layers, describe_recipe, describe_result, failures, summarize, warnings_before
 from st3.lengthening import refuse_other_past
 from st3.measure import LayerRow, SparsityMeter, layer_table
@@ -118,8 +118,8 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
 
         def finish() -> Summary:
             directory.write_layers(layer_rows())
-            metadata = {"model": config.model.name, "classes": json.dumps(data.classes), "st3": st3.__version__}
-            directory.write_network(state.model.state_dict(), metadata)
+            card = Card.of_run(config, data.classes, summary().sparsity)
+            directory.write_network(state.model.state_dict(), card.metadata())
             directory.write_summary(summary())
             draw_run(directory)
             result = replace(summary(), finished=True)

@@ -8,12 +8,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from command_cases import st3_train
+from command_cases import TINY, st3_train
 from config_cases import load
 from PIL import Image
 from safetensors.torch import save_file
 
-from st3.cli import VERBS
+from st3.cli import VERBS, main
 from st3.models import build_model
 from st3.training.run_directory import RunDirectory
 
@@ -78,7 +78,37 @@ def test_other_verbs_know_their_options(command):
     parser.parse_intermixed_args(rest)
 
 
+USES = [words for words in commands("st3") if words.startswith(("eval ", "predict "))]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where a tiny run is at outputs/first, pictures in pictures/, and images of its classes in DIR/."""
+    place = tmp_path_factory.mktemp("place")
+    assert st3_train(*TINY, f"run_dir={place / 'outputs' / 'first'}", "epochs=1").code in (0, 1)  # 1: it knows nothing
+    pictures = [place / "pictures" / name for name in ("boot.png", "shirt.png")]
+    for path in [*pictures, *(place / "DIR" / str(label) / "0.png" for label in range(7))]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 9)).save(path)
+    return place
+
+
+@pytest.mark.parametrize("command", USES)
+def test_what_uses_a_run_does(command, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert main(shlex.split(command)) == 0
+    assert "top-1 " in (out := capsys.readouterr().out) or "pictures/boot.png" in out
+
+
+def test_a_network_is_used_in_python(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (block,) = blocks("python", README.parent / "docs" / "runs.md")
+    exec(compile(block, "docs/runs.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in map(str, range(7))
+
+
 def test_the_commands_are_found():
     assert len(TRAININGS) > 8
+    assert len(USES) > 4
     assert any("recipe=imagenet_resnet50 dataset.root=DIR" in words for words in TRAININGS)
     assert commands("st3")

@@ -1,6 +1,6 @@
 """Datasets by name, served as batches on the device: `build_data` is the door of this room."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import torch
 from st3.data.arrays import ArrayLoader
 from st3.data.augmentation import AugmentationConfig, Augmenter
 from st3.data.config import DatasetConfig, Facts
-from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split, required
+from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split, listed, required
 from st3.data.files import LeftOut
 from st3.data.folder_loader import DECODERS, FolderLoader
-from st3.data.folders import empty_classes, named, scan_tree, split_folders
+from st3.data.folders import empty_classes, named, scan, scan_tree, split_folders
 from st3.data.holdout import draw_held_out, held_out_count
 from st3.data.loader import Loader
 from st3.data.memory import check_memory, decode_once
 from st3.data.probing import probe
+from st3.data.views import WholeView
 from st3.errors import UserError
 
 __all__ = [
@@ -26,11 +27,15 @@ __all__ = [
     "Data",
     "DatasetConfig",
     "Facts",
+    "Images",
     "Loader",
     "build_data",
+    "build_folder",
+    "build_split",
     "check_options",
     "data_warnings",
     "dataset_facts",
+    "evaluation_batch_size",
     "folders_used",
     "named",
     "probe",
@@ -53,10 +58,26 @@ class Data:
 
     def warnings(self) -> list[str]:
         """A sentence where image files were left out."""
-        files = sorted({path for each in self.left_out for path in each.errors})
-        if not files:
-            return []
-        return [f"{len(files):,} image files that cannot be read were left out: {named(files)}"]
+        return _warnings(self.left_out)
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split to be evaluated: each image once and in order, not augmented."""
+
+    loader: Loader
+    classes: tuple[str, ...]
+    left_out: Sequence[LeftOut] = ()
+    """As in `Data`."""
+
+    def warnings(self) -> list[str]:
+        """A sentence where image files were left out."""
+        return _warnings(self.left_out)
+
+
+def _warnings(left_out: Sequence[LeftOut]) -> list[str]:
+    files = sorted({path for each in left_out for path in each.errors})
+    return [f"{len(files):,} image files that cannot be read were left out: {named(files)}"] if files else []
 
 
 def build_data(
@@ -87,48 +108,103 @@ def build_data(
     """
     device = torch.device(device)
     check_options(config)
-    if config.decode == "gpu" and device.type != "cuda":
-        raise UserError(f"dataset.decode=gpu needs a CUDA device, not {device}: set dataset.decode=cpu")
-
-    source = DATASETS[config.name](config, seed)
-    held_out = _held_out(source, config)
-    _check_facts(source, held_out, config)
-    left_out: list[LeftOut] = []
-
-    def skipping(images: int) -> LeftOut | None:
-        if config.on_error == "stop":
-            return None
-        left_out.append(LeftOut(images))
-        return left_out[-1]
-
-    if config.name in FOLDERS and not config.streamed:
-        copied = 0 if held_out is None else len(held_out)
-        source = _in_memory(source, config, copied, device, skipping, announce=rank == 0)
-    train, val, test = _splits(source, held_out)
-    if eval_batch_size is None:  # many small images at once, because launching their kernels takes longer than they do
-        eval_batch_size = 2500 if device.type == "cuda" and config.image_size <= 64 else 500
-
-    def loader(split: Split, training: bool = False, **order: Any) -> Loader:
-        order |= {"mean": config.mean, "std": config.std, "device": device, "training": training}
-        split = split.without_unreadable(training)
-        if isinstance(split.inputs, torch.Tensor):
-            return ArrayLoader(split.inputs, split.labels, augment=config.augment, **order)
-        order |= {"image_size": config.image_size, "channels": config.channels, "workers": config.workers}
-        order |= {"left_out": skipping(len(split.labels))}
-        return FolderLoader(split.inputs, split.labels, decode=config.decode, **order)
-
-    def evaluation(split: Split) -> Loader:
-        return loader(split.part(rank, world_size), batch_size=eval_batch_size)
+    loaders = _Loaders(config, device, eval_batch_size)
+    source = _read(config, seed, loaders, announce=rank == 0)
+    assert source.test
 
     order = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
     augmenter = augmentation and Augmenter(augmentation, len(source.classes), config.image_size)
     return Data(
-        train=loader(train, training=True, augmenter=augmenter, **order),
-        val=evaluation(val) if val else None,
-        test=evaluation(test),
+        train=loaders.make(source.train, training=True, augmenter=augmenter, **order),
+        val=loaders.evaluation(source.val.part(rank, world_size)) if source.val else None,
+        test=loaders.evaluation(source.test.part(rank, world_size)),
         classes=source.classes,
-        left_out=tuple(left_out),
+        left_out=tuple(loaders.left_out),
     )
+
+
+def build_split(config: DatasetConfig, split: str, *, seed: int, device: torch.device) -> Images:
+    """One split as the evaluations of a run see it: "train" (after the hold-out), "val" or "test".
+
+    Raises:
+        UserError: as `build_data`, or there is no such split.
+    """
+    loaders = _Loaders(config, device)
+    source = _read(config, seed, loaders, announce=True, only=split)
+    chosen: Split | None = getattr(source, split)
+    if chosen is None:
+        raise UserError(f"no images are held out for validation (dataset.val_images={config.val_images}): choose test")
+    return Images(loaders.evaluation(chosen), source.classes, loaders.left_out)
+
+
+def build_folder(config: DatasetConfig, folder: Path, classes: Sequence[str], device: torch.device) -> Images:
+    """The images of FOLDER/CLASS/FILE for a network that was trained with `config` and knows `classes`.
+
+    They are read while they are evaluated, and cut as `config` cuts its own.
+
+    Raises:
+        UserError: no images there, or class folders that are none of `classes`.
+    """
+    loaders, listing = _Loaders(config, device), scan(folder)
+    if unknown := [label for label in listing.classes if label not in classes]:
+        raise UserError(
+            f"{folder} has classes that the network does not know: {named(unknown)}; it knows {named(list(classes))}: "
+            "rename these folders, or move them away"
+        )
+    numbers = torch.tensor([classes.index(label) for label in listing.classes])
+    split = listed(listing)
+    return Images(loaders.evaluation(Split(split.inputs, numbers[split.labels])), tuple(classes), loaders.left_out)
+
+
+def evaluation_batch_size(image_size: int, device: torch.device) -> int:
+    """Images in a forward pass without gradients."""
+    # Many small images at once, because launching their kernels takes longer than they do.
+    return 2500 if device.type == "cuda" and image_size <= 64 else 500
+
+
+class _Loaders:
+    """Makes the loaders of one process, and counts what they leave out."""
+
+    def __init__(self, config: DatasetConfig, device: torch.device, eval_batch_size: int | None = None):
+        if config.decode == "gpu" and device.type != "cuda":
+            raise UserError(f"dataset.decode=gpu needs a CUDA device, not {device}: set dataset.decode=cpu")
+        self.config, self.device = config, device
+        self.eval_batch_size = eval_batch_size or evaluation_batch_size(config.image_size, device)
+        self.left_out: list[LeftOut] = []
+
+    def skipping(self, images: int) -> LeftOut | None:
+        """Where to count the files of a split that cannot be read; None: they are an error."""
+        if self.config.on_error == "stop":
+            return None
+        self.left_out.append(LeftOut(images))
+        return self.left_out[-1]
+
+    def make(self, split: Split, training: bool = False, **order: Any) -> Loader:
+        config = self.config
+        order |= {"mean": config.mean, "std": config.std, "device": self.device, "training": training}
+        split = split.without_unreadable(training)
+        if isinstance(split.inputs, torch.Tensor):
+            return ArrayLoader(split.inputs, split.labels, augment=config.augment, **order)
+        order |= {"image_size": config.image_size, "channels": config.channels, "workers": config.workers}
+        order |= {"left_out": self.skipping(len(split.labels))}
+        view = None if config.streamed else WholeView(config.image_size)
+        return FolderLoader(split.inputs, split.labels, decode=config.decode, view=view, **order)
+
+    def evaluation(self, split: Split) -> Loader:
+        return self.make(split, batch_size=self.eval_batch_size)
+
+
+def _read(config: DatasetConfig, seed: int, loaders: _Loaders, announce: bool, only: str | None = None) -> Source:
+    """The splits after the hold-out. With `only`, files of the others may stay files."""
+    source = DATASETS[config.name](config, seed)
+    held_out = _held_out(source, config)
+    _check_facts(source, held_out, config)
+    if config.name in FOLDERS and not config.streamed:
+        source = _in_memory(source, config, held_out, loaders, announce, only)
+    if held_out is None:  # else without the copy that taking all of them is
+        return source
+    train, held = (source.train.take(chosen.nonzero()[:, 0]) for chosen in (~held_out, held_out))
+    return replace(source, train=train, val=held) if source.test else replace(source, train=train, test=held)
 
 
 def check_options(config: DatasetConfig) -> None:
@@ -279,37 +355,26 @@ def _check_facts(source: Source, held_out: torch.Tensor | None, config: DatasetC
 def _in_memory(
     source: Source,
     config: DatasetConfig,
-    copied: int,
-    device: torch.device,
-    skipping: Callable[[int], LeftOut | None],
+    held_out: torch.Tensor | None,
+    loaders: _Loaders,
     announce: bool,
+    only: str | None,
 ) -> Source:
-    """An image folder with pixels in place of its file names.
-
-    `copied` as in `check_memory`; `skipping(images)` gives where to count the files of a split that cannot be read.
-    """
-    splits = [split for split in (source.train, source.val, source.test) if split]
-    check_memory(sum(len(split.labels) for split in splits), copied, config, device)
+    """An image folder with pixels in place of its file names; with `only`, of what is needed for that split."""
+    splits = {use: split for use in ("train", "val", "test") if (split := getattr(source, use))}
+    if only:
+        splits = {use: split for use, split in splits.items() if use == (only if only in splits else "train")}
+    copied = 0 if held_out is None or "train" not in splits else len(held_out)
+    check_memory(sum(len(split.labels) for split in splits.values()), copied, config, loaders.device)
 
     def decoded(split: Split) -> Split:
         assert isinstance(split.inputs, np.ndarray)
-        left_out = skipping(len(split.labels))
+        left_out = loaders.skipping(len(split.labels))
         pixels = decode_once(split.inputs, config, announce, left_out)
         if not left_out:
             return Split(pixels, split.labels)
         readable = torch.tensor([path not in left_out.errors for path in split.inputs])
         return Split(pixels, split.labels, readable)
 
-    train, val, test = (split and decoded(split) for split in (source.train, source.val, source.test))
-    assert train
-    return replace(source, train=train, val=val, test=test)
-
-
-def _splits(source: Source, held_out: torch.Tensor | None) -> tuple[Split, Split | None, Split]:
-    """(training, validation, test) images, after the hold-out."""
-    train, val, test = source.train, source.val, source.test
-    if held_out is not None:  # else without the copy that taking all of them is
-        train, held = (source.train.take(chosen.nonzero()[:, 0]) for chosen in (~held_out, held_out))
-        val, test = (held, test) if test else (None, held)
-    assert test
-    return train, val, test
+    pixels: dict[str, Any] = {use: decoded(split) for use, split in splits.items()}
+    return replace(source, **pixels)

@@ -15,7 +15,7 @@ import torch
 from torchvision import datasets
 
 from st3.data.config import DatasetConfig
-from st3.data.folders import scan_tree
+from st3.data.folders import Listing, scan_tree
 from st3.errors import UserError
 
 EMBEDDED_FILE = Path(__file__).parent / "embedded" / "fashion_mnist.xz"
@@ -132,6 +132,11 @@ def official(dataset: Any, files: str, folder: str, config: DatasetConfig, _seed
     return Source(split(train), split(test), tuple(train.classes))
 
 
+def listed(folder: Listing) -> Split:
+    """The files of one folder; nothing is read."""
+    return Split(np.array([path for path, _ in folder.samples], dtype=object), torch.tensor(folder.targets))
+
+
 def image_folder(config: DatasetConfig, _seed: int = 0) -> Source:
     """An ImageFolder tree: root/train, perhaps with root/val, root/test or both; or root with one folder per class.
 
@@ -140,11 +145,7 @@ def image_folder(config: DatasetConfig, _seed: int = 0) -> Source:
     """
     listings = scan_tree(config.root)
 
-    def split(folder: datasets.ImageFolder) -> Split:
-        paths = np.array([path for path, _ in folder.samples], dtype=object)
-        return Split(paths, torch.tensor(folder.targets))
-
-    splits = {use: split(listing) for use, listing in listings.items()}
+    splits = {use: listed(listing) for use, listing in listings.items()}
     classes = tuple(listings["train"].classes)
     return Source(splits["train"], splits.get("test"), classes, splits.get("val"))
 

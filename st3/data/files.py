@@ -19,6 +19,23 @@ from st3.errors import UserError
 END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"  # markers of a JPEG file
 
 
+def mode_of(channels: int) -> str:
+    """Pillow's name for images of so many channels."""
+    return "L" if channels == 1 else "RGB"
+
+
+def read_image(path: str, mode: str) -> Image.Image:
+    """The image in a file, decoded and converted to `mode`. Raises `UnreadableImageError`."""
+    with naming(path), Image.open(path) as file:
+        return file.convert(mode)
+
+
+def seen(view: View, image: Image.Image, numbers: Sequence[int]) -> np.ndarray:
+    """What `view` shows of a decoded image at `numbers`: uint8 [H, W, C]."""
+    pixels = np.asarray(view.cut(image, numbers))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
 class EncodedBatch(NamedTuple):
     """B images: as the bytes of their files where any JPEG decoder reads them alike, else as pixels."""
 
@@ -107,7 +124,7 @@ class ImageFiles(Dataset):
         self.paths = paths
         self.labels = labels
         self.view = view
-        self.mode = "L" if channels == 1 else "RGB"
+        self.mode = mode_of(channels)
         self.seed = seed
         self.on_error = on_error
 
@@ -131,14 +148,13 @@ class ImageFiles(Dataset):
         for index in indices.tolist():
             for candidate in self.candidates(index):
                 try:
-                    with naming(self.paths[candidate]), Image.open(self.paths[candidate]) as file:
-                        image = file.convert(self.mode)
+                    image = read_image(self.paths[candidate], self.mode)
                 except UnreadableImageError as error:
                     if self.on_error == "stop" or len(errors) > MOST_LEFT_OUT:
                         raise
                     errors[error.path] = str(error)
                 else:
-                    images.append(self.cut(image, self.draw(image, epoch, index)))
+                    images.append(seen(self.view, image, self.draw(image, epoch, index)))
                     shown.append(candidate)
                     break
         width, height = self.view.size
@@ -159,11 +175,6 @@ class ImageFiles(Dataset):
         torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, 1 + index))
         return self.view.draw(image)
 
-    def cut(self, image: Image.Image, view: Sequence[int]) -> np.ndarray:
-        """What `view` sees of a decoded image: uint8 [H, W, C]."""
-        pixels = np.asarray(self.view.cut(image, view))
-        return pixels.reshape(*pixels.shape[:2], -1)
-
 
 class EncodedFiles(ImageFiles):
     """Maps (epoch, indices) to an `EncodedBatch` with the views that `ImageFiles` draws; RGB only, on_error "stop"."""
@@ -182,7 +193,7 @@ class EncodedFiles(ImageFiles):
             else:
                 with naming(path):
                     image = file.convert(self.mode)
-                pixels.append(self.cut(image, view))
+                pixels.append(seen(self.view, image, view))
             lengths.append(len(content) if left_to_any_decoder else 0)
             views.append(view)
         width, height = self.view.size

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from st3.data.augmentation import Augmenter
 from st3.data.files import EncodedBatch, EncodedFiles, ImageFiles, LeftOut, OnError, checked, naming, worker_batches
 from st3.data.loader import Loader, Normalise, mixed_seed
-from st3.data.views import CentralView, RandomView
+from st3.data.views import CentralView, RandomView, View, WholeView
 from st3.errors import UserError
 
 DECODERS = "cpu", "gpu"
@@ -23,9 +23,9 @@ class FolderLoader(Loader):
     """Reads, crops and resizes files in `workers` processes (0: in this one); see `Loader`.
 
     `paths` are N file names (object array [N]), `labels` int64 [N]. A training loader takes a random resized
-    crop and mirrors half of the images; any other takes the central crop. `decode` is "cpu", Pillow in the workers,
-    or "gpu": the workers only read the files, and `device`, of whatever type, decodes, crops and resizes; the crops
-    are the same, the pixels differ by the rounding of two decoders.
+    crop and mirrors half of the images; any other takes the central crop; `view` is taken instead of either. `decode`
+    is "cpu", Pillow in the workers, or "gpu": the workers only read the files, and `device`, of whatever type, decodes,
+    crops and resizes; the crops are the same, the pixels differ by the rounding of two decoders.
 
     A file that cannot be read ends the epoch; with `left_out` it is counted there, and in training another takes its
     place (see `ImageFiles`).
@@ -56,6 +56,7 @@ class FolderLoader(Loader):
         world_size: int = 1,
         left_out: LeftOut | None = None,
         augmenter: Augmenter | None = None,
+        view: View | None = None,
     ):
         order = {"seed": seed, "rank": rank, "world_size": world_size}
         super().__init__(labels, batch_size=batch_size, training=training, augmenter=augmenter, **order)
@@ -63,12 +64,13 @@ class FolderLoader(Loader):
         self.left_out = left_out
         self.normalise = Normalise(mean, std, image_size, device)
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        view = RandomView(image_size) if training else CentralView(image_size)
+        view = view or (RandomView(image_size) if training else CentralView(image_size))
         files: ImageFiles
         self.prepare: Callable[..., Sequence[torch.Tensor]]
         if decode == "gpu":
             assert channels == 3
             assert left_out is None
+            assert not isinstance(view, WholeView)  # which cuts no tensors
             files = EncodedFiles(paths, labels, view, channels, seed)
             self.prepare = DeviceDecoder(paths, view, self.device)
         else:

@@ -66,6 +66,28 @@ def split_folders(root: str | None) -> dict[str, Path]:
     return {"train": train, "test": val}
 
 
+def evaluation_folder(root: Path, split: str) -> Path:
+    """The folder CLASS/FILE that holds the "train", "val" or "test" images of any tree below `root`.
+
+    As `split_folders` where there is a train/. Without one, ROOT/SPLIT, or for "test" ROOT/val; a tree without any
+    split is meant as a whole.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: give the one that holds the images in class folders")
+    if (root / "train").is_dir():
+        found = split_folders(str(root))
+    else:
+        found = {name: root / name for name in SPLITS if (root / name).is_dir()}
+        if "val" in found and "test" not in found:
+            found["test"] = found["val"]
+    if found and split not in found:
+        raise UserError(f"{root} has no folder for {split}: choose {' or '.join(found)}")
+    return found.get(split, root)
+
+
 def scan(folder: Path) -> Listing:
     """List one split without opening a file.
 

@@ -58,7 +58,11 @@ def published(config: ModelConfig, *, channels: int, image_size: int) -> State:
     return {key: value for key, value in state.items() if not key.startswith(("AuxLogits.", "aux1.", "aux2."))}
 
 
-def read_file(path: Path) -> State:
+OPTION = "model.weights="
+"""What messages put before the name of a file: how it is typed to start a training from it."""
+
+
+def read_file(path: Path, option: str = OPTION) -> State:
     """The state dict in a `.safetensors` file, or in what `torch.save` wrote; never code.
 
     A state dict below `model` or `state_dict` is found there, and names that begin with `module.` lose that. Raises
@@ -69,19 +73,19 @@ def read_file(path: Path) -> State:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise UserError(f"model.weights={path} holds more than tensors, or is damaged: give a state dict") from error
+        raise UserError(f"{option}{path} holds more than tensors, or is damaged: give a state dict") from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise UserError(f"model.weights={path} cannot be read ({reason}): give a .safetensors or .pt file") from error
+        raise UserError(f"{option}{path} cannot be read ({reason}): give a .safetensors or .pt file") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
-        raise UserError(f"model.weights={path} holds no state dict: save model.state_dict()")
+        raise UserError(f"{option}{path} holds no state dict: save model.state_dict()")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def put(model: nn.Module, values: Mapping[str, Tensor], source: str) -> str:
+def put(model: nn.Module, values: Mapping[str, Tensor], source: str, option: str = OPTION) -> str:
     """Load `values` into `model`. A head for other classes stays as it is; its name is returned, else an empty one.
 
     The head is the last Conv2d or Linear layer. Numbers of batches, which some files leave out, stay 0. On meta only
@@ -100,7 +104,7 @@ def put(model: nn.Module, values: Mapping[str, Tensor], source: str) -> str:
         shapes = [f"{name} is {_shape(values[name])} there and {_shape(own[name])} here" for name in other]
         parts = [f"lacks {_some(missing)}" if missing else "", f"also has {_some(unknown)}" if unknown else ""]
         parts.append(_some(shapes))
-        raise UserError(f"model.weights={source} does not fit the network: {'; '.join(filter(None, parts))}")
+        raise UserError(f"{option}{source} does not fit the network: {'; '.join(filter(None, parts))}")
     fitting = {name: value for name, value in values.items() if not (replaced and name in of_head)}
     if not next(model.parameters()).is_meta:
         model.load_state_dict(fitting, strict=False)

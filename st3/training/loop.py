@@ -109,11 +109,14 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     machine: Machine,
+    observe: Callable[[Tensor, Tensor], object] = lambda best, labels: None,
 ) -> dict[str, float]:
     """Accuracy in percent over all images: `top1` and `top5` (of all classes where there are fewer than five), and
     `constant`: whether the logits are the same for all of several images (see `SAME`).
 
-    Each of several processes brings its own share of the images; the result is that of all.
+    Each of several processes brings its own share of the images; the result is that of all. `observe(best, labels)`
+    is called with every batch: int64 [B, up to 5], the classes of the largest logits in the order that counts here
+    (where logits tie, another search might order them otherwise), and int64 [B].
     """
     was_training = model.training
     model.eval()
@@ -122,7 +125,9 @@ def evaluate(
     for images, labels in batches:
         with machine.autocast():
             logits = model(images)
-        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        best = logits.topk(min(5, logits.shape[1])).indices
+        observe(best, labels)
+        ranked = best == labels[:, None]
         counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), torch.ones_like(labels).sum()])
         logits = logits.float() - logits.float().mean(1, keepdim=True)  # what all classes share decides nothing
         extremes = torch.maximum(extremes, torch.stack([(-logits).amax(0), logits.amax(0)]))

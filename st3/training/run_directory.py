@@ -83,11 +83,11 @@ class RunDirectory:
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to continue from."""
-        return not self._fresh and self._file("last.pt").exists()
+        return not self._fresh and self.last.exists()
 
     def checkpoint(self) -> dict | None:
         """The state after the last finished epoch, on the CPU, if there is one."""
-        return load_checkpoint(self._file("last.pt")) if self.has_checkpoint() else None
+        return load_checkpoint(self.last) if self.has_checkpoint() else None
 
     def layers(self) -> list[dict[str, str]]:
         """Rows of layers.csv."""
@@ -133,10 +133,10 @@ class RunDirectory:
         save_json(self._file("summary.json"), summary.plain())
 
     def write_checkpoint(self, state: dict) -> None:
-        save_checkpoint(self._file("last.pt"), state)
+        save_checkpoint(self.last, state)
 
     def write_best(self, network: dict) -> None:
-        save_checkpoint(self._file("best.pt"), network)
+        save_checkpoint(self.best, network)
 
     def write_network(self, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         save_network(self.network, state, metadata)
@@ -155,6 +155,16 @@ class RunDirectory:
     def network(self) -> Path:
         """The trained network, once the run is finished."""
         return self._file("model.safetensors")
+
+    @property
+    def last(self) -> Path:
+        """The state after the last finished epoch."""
+        return self._file("last.pt")
+
+    @property
+    def best(self) -> Path:
+        """The network of the best evaluation at full sparsity, once there is one."""
+        return self._file("best.pt")
 
     @property
     def trace(self) -> Path:
