@@ -59,6 +59,9 @@ def run(options: argparse.Namespace) -> int:
     evaluation.write_csv(folder / f"{name}.csv")
     draw_confusion(evaluation, trained.card, folder / f"{name}.png")
     print(describe(evaluation, None if options.data else directory.finished()))
+    summary = directory.summary()
+    if summary and not summary.finished:
+        print(f"warning    {directory.path} goes on for more epochs: this is the network from before them")
     print(f"written    {folder / name}.json, .csv, .png")
     return 0
 
