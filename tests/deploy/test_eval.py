@@ -78,6 +78,7 @@ def test_so_it_is_on_image_folders(layout, augment, channels, tmp_path):
         assert one["confusion"] == other["confusion"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["random_resized_crop", "crop"])
 def test_files_that_the_run_left_out_are_left_out_again(augment, tmp_path):
     root = tree(tmp_path / "data", ["train", "test"])
