@@ -29,11 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="other images than the run's own")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="default: test")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: RUN/evaluation)")
-    add_machine_arguments(parser)
-
-
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where and how exactly is computed."""
     parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="default: that of the training, where the device has it"
