@@ -29,11 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="other images than the run's own")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="default: test")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: RUN/evaluation)")
-    add_machine_arguments(parser)
-
-
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where and how exactly is computed."""
     parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="default: that of the training, where the device has it"
@@ -59,6 +54,9 @@ def run(options: argparse.Namespace) -> int:
     evaluation.write_csv(folder / f"{name}.csv")
     draw_confusion(evaluation, trained.card, folder / f"{name}.png")
     print(describe(evaluation, None if options.data else directory.finished()))
+    summary = directory.summary()
+    if summary and not summary.finished:
+        print(f"warning    {directory.path} goes on for more epochs: this is the network from before them")
     print(f"written    {folder / name}.json, .csv, .png")
     return 0
 

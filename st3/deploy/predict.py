@@ -41,7 +41,9 @@ def run(options: argparse.Namespace) -> int:
     from st3.training.run_directory import RunDirectory
 
     path, pictures = find_network(options.network), find_pictures(options.pictures)
-    machine, _ = choose_machine(RunDirectory(path.parent), options.device, None)
+    machine, note = choose_machine(RunDirectory(path.parent), options.device, None)
+    if note:
+        print(f"computing in {machine.precision}{note}", file=sys.stderr)
     predictions, unreadable = predict(load_trained(path, machine.device), machine, pictures, options.top)
     if predictions:
         print(describe(predictions))

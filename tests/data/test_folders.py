@@ -9,6 +9,7 @@ from data_cases import FAKE, FOLDER, build, dataset, epoch, refused
 from PIL import Image
 
 from st3.data import Facts, data_warnings, dataset_facts, folders_used
+from st3.data.folders import evaluation_folder
 from st3.errors import UserError
 
 
@@ -159,3 +160,26 @@ def test_a_fraction_of_train_is_validated_on_where_there_is_a_test_folder(tree):
     data = build(**arguments)
     assert epoch(data.val)[1].bincount().tolist() == [3, 3]
     assert data.test.num_images == 6
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "meant"),
+    [
+        (["train/a", "val/a", "test/a"], "val", "val"),
+        (["train/a", "val/a"], "test", "val"),
+        (["train/a", "val/a"], "train", "train"),
+        (["val/a"], "test", "val"),
+        (["val/a", "test/a"], "val", "val"),
+        (["a", "b"], "test", ""),
+    ],
+)
+def test_the_folder_to_evaluate_on_in_any_tree(folders, split, meant, tmp_path):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    assert evaluation_folder(tmp_path, split) == tmp_path / meant
+
+
+def test_a_tree_without_the_folder_to_evaluate_on_says_what_it_has(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has no folder for test: choose train$"):
+        evaluation_folder(tmp_path, "test")

@@ -78,6 +78,18 @@ def test_so_it_is_on_image_folders(layout, augment, channels, tmp_path):
         assert one["confusion"] == other["confusion"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("augment", ["random_resized_crop", "crop"])
+def test_files_that_the_run_left_out_are_left_out_again(augment, tmp_path):
+    root = tree(tmp_path / "data", ["train", "test"])
+    (root / "test" / "a" / "0.png").write_bytes(b"no picture")
+    words = [f"dataset.root={root}", f"dataset.augment={augment}", "dataset.on_error=skip", "epochs=1"]
+    run = trained(tmp_path / "run", *FOLDER, *words)
+    is_what_the_summary_says(run, ["test"])
+    assert read(run / "evaluation" / "test.json")["class_images"] == [5, 6, 6]
+    assert "1 image files that cannot be read were left out" in st3_("eval", run).line("warning")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """Trained on a, b, c."""
@@ -126,6 +138,17 @@ def test_what_differs_from_the_summary_is_said(run, tmp_path):
         (run / "summary.json").write_text(summary)
     assert answer.line("computing") == "bf16 on cpu"
     assert answer.line("warning").startswith("summary.json says 1.00 % (top-5 100.00 %): another device, precision")
+
+
+def test_a_run_that_is_being_lengthened_is_said_to_be(run, tmp_path):
+    directory, summary = RunDirectory(run), RunDirectory(run).summary()
+    try:
+        directory.write_summary(replace(summary, finished=False, top1=1.0))
+        answer = st3_("eval", run, "--out", tmp_path)
+    finally:
+        directory.write_summary(summary)
+    assert answer.line("warning") == f"{run} goes on for more epochs: this is the network from before them"
+    assert "summary.json" not in answer.out
 
 
 def test_mistakes_are_said_in_a_line(run, tmp_path, monkeypatch):

@@ -222,6 +222,16 @@ def test_top1_and_top5_of_a_hand_count_with_a_smaller_last_batch(classes):
     assert model.dropout.training
 
 
+def test_an_observer_sees_the_ranks_that_are_counted_also_where_logits_tie():
+    logits = torch.randint(3, (40, 9), generator=torch.Generator().manual_seed(0)).float()
+    labels, seen = torch.arange(40) % 9, []
+    batches = zip(logits.split(16), labels.split(16), strict=True)
+    scores = evaluate(Given(), batches, FP32, lambda best, labels: seen.append((best == labels[:, None], labels)))
+    hits = torch.cat([hit for hit, _ in seen])
+    assert torch.equal(torch.cat([labels for _, labels in seen]), labels)
+    assert (scores["top1"], scores["top5"]) == (100 * int(hits[:, 0].sum()) / 40, 100 * int(hits.sum()) / 40)
+
+
 def test_evaluation_leaves_the_network_as_it_was():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).eval()
     before = copy.deepcopy(model.state_dict())
