@@ -15,7 +15,9 @@ from st3.report.formats import NOTHING
 from st3.report.results import Result, Results, Run
 from st3.report.run_charts import run_charts
 from st3.report.table import Row, Series, Table
+from st3.sparsify import METHODS
 from st3.training.run_directory import RunDirectory
+from st3.variants import plain
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def _results(title: str, found: Sequence[_Found], unfinished: Sequence[str], lef
     if usual:
         said = ", ".join(f"{name}={_text(value)}" for name, value in usual.items())
         notes = [f"The names of rows leave out what more than half of the rows have: {said}."]
+    if any(map(_is_methods, naming)):
+        notes.append("The names of rows leave out the settings that a method was published with.")
     table = Table(
         name="runs",
         title=title,
@@ -126,7 +130,7 @@ def _row(
         f"{name.removeprefix('method.')}={_text(settings[name])}"  # behind the method's name
         for name, companies in naming.items()
         if name in settings and _company(name, settings) in companies
-        if name not in usual or usual[name] != settings[name]
+        if not _goes_without_saying(name, settings, usual)
     ]
     return Row(
         label=" ".join([settings["method.name"], *said]),
@@ -169,10 +173,25 @@ def _company(name: str, row: Mapping[str, Any]) -> str:
     return _key([row.get(each) for each in within])
 
 
+def _goes_without_saying(name: str, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
+    if _is_methods(name):
+        return settings[name] == _published(name, settings)
+    return name in usual and settings[name] == usual[name]
+
+
+def _is_methods(name: str) -> bool:
+    return name.startswith("method.") and name not in _SELECTION
+
+
+def _published(name: str, settings: Mapping[str, Any]) -> Any:
+    """The default of a setting of the method."""
+    return plain(METHODS[settings["method.name"]]())[name.removeprefix("method.")]
+
+
 def _usual(names: Collection[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The value that more than half of the rows have, of each of several settings that has one."""
+    """The value that more than half of the rows have, of each of several settings that has one; not of the methods'."""
     usual = {}
-    for name in names if len(names) > 1 else ():
+    for name in (each for each in names if not _is_methods(each)) if len(names) > 1 else ():
         counts = Counter(_key(row[name]) for row in rows if name in row)
         value, count = counts.most_common(1)[0]
         if 2 * count > sum(counts.values()):
