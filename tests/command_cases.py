@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from io import StringIO
 from unittest.mock import patch
 
+from PIL import Image
+
 from st3.train import main
+from st3.training.run_directory import RunDirectory
 
 TINY = [
     "dataset=fake", "dataset.image_size=8", "dataset.train_images=96", "dataset.test_images=40", "dataset.classes=7",
     "batch_size=32", "epochs=3", "log_every=2", "precision=fp32", "device=cpu",
 ]  # fmt: skip
 """Nine optimizer steps of a ResNet-20."""
+
+
+def dot(directory: RunDirectory) -> None:
+    """In place of `draw_run`, which takes as long as all the rest of a tiny run."""
+    Image.new("RGB", (1, 1)).save(directory.picture)
 
 
 @dataclass

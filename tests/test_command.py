@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from command_cases import TINY, refused, st3_train
+from command_cases import TINY, dot, refused, st3_train
 from helpers import assert_same
 from PIL import Image
 from safetensors import safe_open
@@ -37,8 +37,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def no_picture(monkeypatch) -> None:
-    """But a dot: it takes as long as all the rest of a tiny run."""
-    monkeypatch.setattr(st3.run, "draw_run", lambda directory: Image.new("RGB", (1, 1)).save(directory.picture))
+    monkeypatch.setattr(st3.run, "draw_run", dot)
 
 
 def files_below(folder: Path) -> set[str]:
@@ -270,7 +269,7 @@ def test_an_interrupted_run_says_how_to_go_on_also_where_an_earlier_version_bega
         answer = st3_train(*command)
     assert answer.code == 130
     again = answer.line("interrupted; to continue: st3-train")
-    assert shlex.split(again) == command
+    assert shlex.split(again) == ["run_dir=parts"]
     assert not Path("parts", "model.safetensors").exists()
 
     directory = RunDirectory(Path("parts"))
@@ -314,8 +313,8 @@ def test_every_recipe_takes_two_steps(recipe, size, model, here, no_picture):
         f"recipe={recipe} dataset=fake {data} dataset.val_images={held_out} batch_size=4 epochs=1 device=cpu {model}"
     )
     answer = st3_train(*words.split(), "dataset.augment=none", "run_dir=run")
-    assert (answer.code, answer.err) == (0, "")
     summary = summary_of(here / "run")
+    assert (answer.code, answer.err) == (int(summary["constant_logits"]), "")  # two steps may not be enough
     assert summary["steps"] == 2
     ties = summary["prunable"] // 10**6  # of millions of float32 magnitudes a few are equal
     assert abs(summary["zeros"] - summary["sparsity_target"] * summary["prunable"]) <= 1 + ties

@@ -23,7 +23,7 @@ from st3.compose import compose_config, config_path
 from st3.durations import Duration
 from st3.errors import UserError
 from st3.sketch import sketch
-from st3.sparsify import Method
+from st3.sparsify import GlobalThreshold, Method
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def resolved(name: str) -> dict:
 
 def _kind(method: Method) -> str:
     """The name of the class that a method's code is in: SET is a RigL."""
-    return next(cls.__name__ for cls in type(method).__mro__ if cls.__bases__ == (Method,))
+    return next(cls.__name__ for cls in type(method).__mro__ if cls.__bases__ in {(Method,), (GlobalThreshold,)})
 
 
 def _in_steps(value, length):

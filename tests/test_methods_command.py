@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_cases import dot
 from config_cases import load
 from helpers import assert_same
 from safetensors.torch import load_file
@@ -46,7 +47,7 @@ def test_continued_after_any_epoch_and_loaded(method, here, monkeypatch, capsys)
         write(self, state)
         shutil.copytree("whole", f"after {state['epoch']}")
 
-    monkeypatch.setattr(st3.run, "draw_run", lambda path: None)
+    monkeypatch.setattr(st3.run, "draw_run", dot)
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "write_checkpoint", and_copied)
         trained(method, "whole")
@@ -76,7 +77,7 @@ def test_continued_after_any_epoch_and_loaded(method, here, monkeypatch, capsys)
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "end"), [("gmp", "100%"), ("granet", "13st")])
 def test_the_target_is_met_wherever_the_ramp_ends(method, end, here, monkeypatch):
-    monkeypatch.setattr(st3.run, "draw_run", lambda path: None)
+    monkeypatch.setattr(st3.run, "draw_run", dot)
     summary = trained(method, "run", "method.every=5st", f"schedule.end={end}")
     assert abs(summary.zeros - 0.8 * summary.prunable) <= 1
 

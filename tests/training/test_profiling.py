@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_cases import TINY, refused, st3_train
+from command_cases import TINY, dot, refused, st3_train
 
 import st3.run
 from st3.errors import UserError
@@ -78,7 +78,7 @@ WORDS = [*TINY, "batch_size=16", "profile=true", "run_dir=run"]
 @pytest.mark.slow
 def test_a_real_run_traces_whole_optimizer_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(st3.run, "draw_run", lambda path: None)
+    monkeypatch.setattr(st3.run, "draw_run", dot)
     assert st3_train(*WORDS, "epochs=2", "accumulate=2").code == 0
     found = steps_in(Path("run", "trace.json.gz"))
     assert len(found) == 5
