@@ -59,8 +59,11 @@ def test_trainings_compose_and_plan(command, tmp_path, monkeypatch):
             for number in range(128):
                 (folder / f"{number}.jpg").write_bytes(picture.getvalue())
     monkeypatch.chdir(tmp_path)
-    if "outputs/first" in command:
-        run = RunDirectory(Path("outputs/first"))
+    starts = ["outputs/first"] if "outputs/first" in command else []
+    for name in re.findall(r"model\.weights='(outputs/\w+)/\$\{seed\}'", command):
+        starts += [f"{name}/{seed}" for seed in range(5)]
+    for start in starts:
+        run = RunDirectory(Path(start))
         run.start(load("sparsity=0.8").plain(), [], {})
         run.write_network(build_model("resnet20", classes=10, channels=1, image_size=28).state_dict(), {})
     if "resnet50.safetensors" in command:
