@@ -18,6 +18,7 @@ from st3.errors import UserError
 VERBS = {
     "check": "st3.check",
     "eval": "st3.deploy.eval",
+    "export": "st3.deploy.export",
     "predict": "st3.deploy.predict",
     "report": "st3.overview",
     "reproduce": "st3.tables.reproduce",

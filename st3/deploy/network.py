@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from st3.config import stored_config
@@ -15,7 +14,7 @@ from st3.data.loader import Normalise
 from st3.deploy.card import Card, named_classes
 from st3.errors import UserError
 from st3.models import build_model
-from st3.models.weights import put, read_file
+from st3.models.weights import put, read_file, read_metadata
 from st3.training.machine import Machine, pick_device, pick_precision
 from st3.training.run_directory import RunDirectory
 
@@ -97,7 +96,7 @@ def find_network(source: Path) -> Path:
 
 
 def _card(path: Path) -> Card:
-    metadata, directory = _metadata(path), RunDirectory(path.parent)
+    metadata, directory = read_metadata(path), RunDirectory(path.parent)
     if card := Card.read(metadata, str(path)):
         return card
     stored = directory.config()
@@ -113,17 +112,6 @@ def _card(path: Path) -> Card:
     if not classes:
         raise UserError(f"{path} does not say how many classes there are: write dataset.classes into config.yaml")
     return Card.of_run(config, classes, summary.sparsity if summary else None)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """Of a .safetensors file; other files have none. Raises `UserError` for a damaged one."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file, or damaged ({str(error)[:120]}): give another") from error
 
 
 def find_run(path: Path) -> RunDirectory:

@@ -1,5 +1,8 @@
 """Weights to start from: published ones, those in a file, and how they are put into a network."""
 
+import gzip
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -8,8 +11,8 @@ from urllib.error import URLError
 
 import torch
 import torchvision.models as zoo
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from st3.errors import UserError
@@ -63,7 +66,7 @@ OPTION = "model.weights="
 
 
 def read_file(path: Path, option: str = OPTION) -> State:
-    """The state dict in a `.safetensors` file, or in what `torch.save` wrote; never code.
+    """The state dict in a `.safetensors` file, packed by gzip or not, or in what `torch.save` wrote; never code.
 
     A state dict below `model` or `state_dict` is found there, and names that begin with `module.` lose that. Raises
     `UserError` for a file that is something else.
@@ -71,10 +74,12 @@ def read_file(path: Path, option: str = OPTION) -> State:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if is_packed(path):
+            return load(gzip.decompress(path.read_bytes()))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(f"{option}{path} holds more than tensors, or is damaged: give a state dict") from error
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, SafetensorError, zlib.error) as error:
         reason = str(error).partition("\n")[0][:120] or type(error).__name__
         raise UserError(f"{option}{path} cannot be read ({reason}): give a .safetensors or .pt file") from error
     for key in ("model", "state_dict"):
@@ -83,6 +88,33 @@ def read_file(path: Path, option: str = OPTION) -> State:
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
         raise UserError(f"{option}{path} holds no state dict: save model.state_dict()")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the file is called as one that `st3 export --pack` writes."""
+    return path.name.endswith(".safetensors.gz")
+
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors itself takes no more."""
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a `.safetensors` file, packed or not, says of itself; other files have nothing.
+
+    Raises `UserError` for a damaged one.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return file.metadata() or {}
+        if is_packed(path):
+            with gzip.open(path) as packed:  # a length of 8 bytes, then so much JSON
+                length = int.from_bytes(packed.read(8), "little")
+                return json.loads(packed.read(min(length, _LONGEST_HEADER))).get("__metadata__", {})
+    except (OSError, EOFError, ValueError, SafetensorError, zlib.error) as error:
+        raise UserError(f"{path} is no safetensors file, or damaged ({str(error)[:120]}): give another") from error
+    return {}
 
 
 def put(model: nn.Module, values: Mapping[str, Tensor], source: str, option: str = OPTION) -> str:
