@@ -70,14 +70,15 @@ class Outcome:
         if summary.target != "weights":
             removed = 1 - sum(int(layer["macs"]) for layer in pruned) / sum(int(each["macs_dense"]) for each in pruned)
         git = made.get("git")
+        as_they_are: dict[str, Any] = {name: getattr(summary, name) for name in _OF_SUMMARY}
+        as_they_are |= {name: made.get(name) for name in _OF_ENVIRONMENT}
         return cls(
-            **{name: getattr(summary, name) for name in _OF_SUMMARY},
+            **as_they_are,
             removed=removed,
             layers=len(layers),
             dense_layers=tuple(layer["name"] for layer in layers if layer["pruned"] != "True"),
             changes=changes,
             warnings=tuple(summary.warnings),
-            **{name: made.get(name) for name in _OF_ENVIRONMENT},  # type: ignore[arg-type]
             cpu_threads=None if made.get("cuda") else made.get("cpu_threads"),
             git=f"{git['commit'][:10]}{' with changes' if git['changed_files'] else ''}" if git else None,
         )
@@ -136,6 +137,7 @@ def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> Non
     if not new:
         return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             before = read_record(path)
             if (after := before | new) != before:
