@@ -124,7 +124,7 @@ def read_record(path: Path) -> dict[tuple[str, int], Line]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UserError(f"--record {path} cannot be read ({error.strerror})") from error
+        raise UserError(f"--record {path} cannot be read ({error.strerror}): name a CSV file") from error
 
 
 def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> None:
@@ -215,7 +215,12 @@ def _read(name: str, cell: str) -> Any:
         except ValueError:
             raise ValueError(f"{name} is {cell or 'empty'}, which is no number") from None
     text = cell[1:] if re.match(r"'+[=+@-]", cell) else cell
-    return text if kind is str else tuple(shlex.split(text))
+    if kind is str:
+        return text
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _finite(text: str) -> float:
