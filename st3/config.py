@@ -3,6 +3,8 @@
 The values are in configs/; a default here means only that a part is off or left to the machine.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -223,6 +225,17 @@ def settings_that_count(stored: Mapping[str, Any]) -> dict[str, Any]:
     except _UNREADABLE as error:
         raise UserError(f"its config.yaml is not one of this version ({' '.join(str(error).split())})") from error
     return _counted(config) | {"sparsity": config.target_sparsity}
+
+
+def settings_digest(config: Config) -> str:
+    """Twelve hexadecimal digits that runs of the same settings share, whatever their seed, where and how they run.
+
+    They are kept in files, longer than run directories. So a setting that is added, and whose default is what was done
+    before, is to be left out here while it has that value: else no run that is on record would count any more.
+    """
+    settings = {key: value for key, value in _counted(config).items() if key != "seed"}
+    settings["sparsity"] = config.target_sparsity
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 _UNREADABLE = (UserError, OmegaConfBaseException, KeyError, TypeError)

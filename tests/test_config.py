@@ -8,7 +8,7 @@ import pytest
 from config_cases import composed, load, refused
 from omegaconf import OmegaConf
 
-from st3.config import load_config, refuse_other, setting_names
+from st3.config import load_config, refuse_other, setting_names, settings_digest
 from st3.durations import Duration
 from st3.errors import UserError
 from st3.settings import hints
@@ -222,6 +222,22 @@ def test_where_and_how_it_runs_may_change():
 def test_the_same_value_in_other_words_is_no_other_setting():
     stored = load("schedule.start=0.250", "lr_schedule.warmup=0ep").plain()
     continues(stored, "schedule.start=.25ep", "optimizer.lr=1e-1", "clip_norm=3", "lr_schedule.warmup=0")
+
+
+def test_the_digest_of_settings_is_another_where_a_run_would_not_be_continued_and_only_there():
+    ours = settings_digest(load("dataset=folder", "dataset.root=here"))
+    where = "dataset.root=/data", "dataset.workers=3", "device=cuda", "run_dir=elsewhere", "log_every=7", "seed=5"
+    assert settings_digest(load("dataset=folder", *where)) == ours
+    others = ["epochs=3", "method.theta=0.5", "sparsity=0.8", "precision=fp32", "schedule.power=2", "batch_size=64"]
+    found = {settings_digest(load("dataset=folder", other)) for other in others}
+    assert len(found - {ours}) == len(others)
+    dense = settings_digest(load("method=dense"))
+    assert dense == settings_digest(load("method=dense", "schedule=cubic", "sparsity=0.5"))
+
+
+def test_the_digest_of_settings_is_what_it_was():
+    """Where this fails, no run on record counts any more: `settings_digest` says what to do for a new setting."""
+    assert settings_digest(load("method=dense")) == "8faad63439d2"
 
 
 def test_a_setting_that_was_null_is_still_null():

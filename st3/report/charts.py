@@ -94,10 +94,10 @@ def paired_differences(results: Results) -> list[Chart]:
 def layer_sparsity(results: Results) -> Chart | None:
     """A map of rows × layers: the mean sparsity of each layer over the seeds; layers that are not pruned are grey, and
     those that are wholly zero in a run are crossed out."""
-    measured = [result for result in results.measured if result.row.sparsity]
+    measured = [r for r in results.measured if r.row.sparsity and any(run.layers for run in r.runs)]
     if not measured:
         return None
-    names = list(dict.fromkeys(layer["name"] for result in measured for layer in result.runs[0].layers))
+    names = list(dict.fromkeys(layer["name"] for result in measured for run in result.runs for layer in run.layers))
     rows = [result.row.name for result in measured]
     values = [[_layer(result.runs, name) for name in names] for result in measured]
     texts = [
@@ -144,6 +144,8 @@ def training_curves(results: Results) -> Chart | None:
         colour, _ = look[result.row.label]
         for run in result.runs:
             epochs, top1 = curve(run, "test_top1")
+            if not epochs:
+                continue
             what = f"{result.row.name}, seed {run.seed}"
             text = [f"{what}<br>epoch {e:.3g}: {t:.2f} %" for e, t in zip(epochs, top1, strict=True)]
             mode = "lines" if len(epochs) > 2 else "markers"  # a line needs points

@@ -142,7 +142,7 @@ def to_csv(results: Results, folder: Path) -> str:
                 "macs_millions_std": result.macs_millions.std,
                 "epochs": " ".join(map(str, result.epochs)),
                 "seeds": " ".join(str(run.seed) for run in result.runs),
-                "run_dirs": " ".join(link(run, folder) for run in result.runs),
+                "run_dirs": " ".join(link(run, folder) for run in result.runs if run.directory),
                 "warnings": "; ".join(result.warnings),
             }
         if contest:
@@ -186,8 +186,8 @@ def to_latex(results: Results) -> str:
 
 
 def link(run: Run, folder: Path) -> str:
-    """The run directory as seen from `folder`."""
-    return Path(os.path.relpath(run.directory.path, folder)).as_posix()
+    """The run directory as seen from `folder`; empty where there is none."""
+    return Path(os.path.relpath(run.directory.path, folder)).as_posix() if run.directory else ""
 
 
 def _table(results: Results, folder: Path | None) -> Iterator[str]:
@@ -202,8 +202,12 @@ def _table(results: Results, folder: Path | None) -> Iterator[str]:
             text[MEASURED] = f"**{text[MEASURED]}**"
         line = [text[name] for name in columns]
         if folder:
-            line.append(", ".join(f"[s{run.seed}]({link(run, folder)})" for run in result.runs) or NOTHING)
+            line.append(", ".join(_linked(run, folder) for run in result.runs) or NOTHING)
         yield _line(line)
+
+
+def _linked(run: Run, folder: Path) -> str:
+    return f"[s{run.seed}]({link(run, folder)})" if run.directory else f"s{run.seed}"
 
 
 def _significant(millions: float) -> str:

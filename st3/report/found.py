@@ -12,6 +12,7 @@ from typing import Any
 from st3.config import Selection, settings_that_count
 from st3.errors import UserError
 from st3.report.formats import NOTHING
+from st3.report.record import Outcome
 from st3.report.results import Result, Results, Run
 from st3.report.run_charts import run_charts
 from st3.report.table import Row, Series, Table
@@ -34,7 +35,7 @@ def read_runs(paths: Sequence[Path]) -> Results:
 
     Raises `UserError` for a path in which no run has started. One that is damaged is a sentence in `left_out`.
     """
-    found, unfinished, left_out, seen = [], [], [], dict[tuple[str, int], Run]()
+    found, unfinished, left_out, seen = [], [], [], dict[tuple[str, int], Path]()
     for path in run_paths(paths):
         directory = RunDirectory(path)
         try:
@@ -42,16 +43,16 @@ def read_runs(paths: Sequence[Path]) -> Results:
                 unfinished.append(str(path))
                 continue
             settings = settings_that_count(directory.config() or {})
-            run = Run(directory, settings.pop("seed"), summary, summary.top1, ())
-            _ = run_charts(run), run.removed, run.environment  # every file is read: what is damaged shows now
+            run = Run(settings.pop("seed"), Outcome.of(directory, summary), summary.top1, directory)
+            _ = run_charts(run)  # every file is read: what is damaged shows now
         except (UserError, KeyError, ValueError, TypeError, ArithmeticError) as error:
             left_out.append(f"Damaged, and not counted: {path}: {' '.join(str(error).split())}.")
             continue
-        first = seen.setdefault((_key(settings), run.seed), run)
-        if first is run:
+        first = seen.setdefault((_key(settings), run.seed), path)
+        if first is path:
             found.append(_Found(run, settings))
         else:
-            left_out.append(f"Seed {run.seed} a second time, and not counted: {path}, as {first.directory.path}.")
+            left_out.append(f"Seed {run.seed} a second time, and not counted: {path}, as {first}.")
     return _results(_title(paths), found, unfinished, left_out)
 
 

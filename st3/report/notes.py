@@ -57,11 +57,11 @@ def warnings(results: Results) -> list[str]:
     """What a reader must know before the numbers: that the runs are not those of the table, or not all there."""
     lines = []
     runs = results.runs
-    if changes := dict.fromkeys(change for run in runs for change in run.changes):
-        changed = sum(bool(run.changes) for run in runs)
+    if changes := dict.fromkeys(change for run in runs for change in run.outcome.changes):
+        changed = sum(bool(run.outcome.changes) for run in runs)
         which = f"{changed} of {len(runs)} runs" if changed < len(runs) else "All runs"
         lines.append(f"{which} depart from the table's own settings: {', '.join(changes)}.")
-    budgets = sorted({run.summary.epochs for run in runs})
+    budgets = sorted({run.outcome.epochs for run in runs})
     if len(budgets) > 1:
         lines.append(f"The runs differ in their epochs: {', '.join(map(str, budgets))}.")
     if results.unfinished:
@@ -112,22 +112,17 @@ def making(results: Results) -> list[str]:
     def values(of_run: Callable[[Run], object]) -> str:
         return ", ".join(dict.fromkeys(str(of_run(run)) for run in runs))
 
-    def commit(run: Run) -> str:
-        git = run.environment.get("git")
-        return f"{git['commit'][:10]}{' with changes' if git['changed_files'] else ''}" if git else "none known"
-
     def device(run: Run) -> str:
-        threads = run.environment.get("cpu_threads")
-        on_cpu = threads and not run.environment.get("cuda")
-        return f"{run.environment.get('device')}" + (f" (CPU threads: {threads})" if on_cpu else "")
+        threads = run.outcome.cpu_threads
+        return f"{run.outcome.device}" + (f" (CPU threads: {threads})" if threads else "")
 
     return [
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {values(lambda run: run.summary.epochs)} epochs, "
-        f"{values(lambda run: run.summary.model)} on {values(lambda run: run.summary.dataset)}, seeds "
-        f"{spans(run.seed for run in runs)}, {sum(run.summary.seconds for run in runs) / 3600:.2f} hours together.",
-        f"st3 {values(lambda run: run.environment.get('st3'))}, PyTorch "
-        f"{values(lambda run: run.environment.get('torch'))}, on {values(device)}; "
-        f"git commit {values(commit)}; {_dates(runs)}.",
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {values(lambda run: run.outcome.epochs)} epochs, "
+        f"{values(lambda run: run.outcome.model)} on {values(lambda run: run.outcome.dataset)}, seeds "
+        f"{spans(run.seed for run in runs)}, {sum(run.outcome.seconds for run in runs) / 3600:.2f} hours together.",
+        f"st3 {values(lambda run: run.outcome.st3)}, PyTorch "
+        f"{values(lambda run: run.outcome.torch)}, on {values(device)}; "
+        f"git commit {values(lambda run: run.outcome.git or 'none known')}; {_dates(runs)}.",
     ]
 
 
@@ -138,7 +133,7 @@ def command(results: Results, table: str) -> str:
     words = ["st3", "reproduce", table, "--seeds", spans(run.seed for run in results.runs)]
     if patterns := _patterns(results):
         words += ["--rows", ",".join(patterns)]
-    first, *others = (run.changes for run in results.runs)
+    first, *others = (run.outcome.changes for run in results.runs)
     words += [each for each in first if not each.startswith("not ") and all(each in changes for changes in others)]
     return shlex.join(words)
 
@@ -205,7 +200,7 @@ def _unranked(results: Results) -> dict[str, list[Row]]:
 
 
 def _dates(runs: Sequence[Run]) -> str:
-    dates = sorted(run.environment["date"] for run in runs if run.environment.get("date"))
+    dates = sorted(run.outcome.date for run in runs if run.outcome.date)
     if not dates:
         return "dates not recorded"
     missing = f" ({len(runs) - len(dates)} without a date)" if len(dates) < len(runs) else ""
@@ -225,5 +220,5 @@ def _patterns(results: Results) -> list[str]:
 
 
 def _pruned(run: Run) -> str:
-    dense = [layer["name"] for layer in run.layers if layer["pruned"] != "True"]
-    return f"{len(run.layers) - len(dense)} of {len(run.layers)}" + (f", not {', '.join(dense)}" if dense else "")
+    layers, dense = run.outcome.layers, run.outcome.dense_layers
+    return f"{layers - len(dense)} of {layers}" + (f", not {', '.join(dense)}" if dense else "")

@@ -38,9 +38,10 @@ class _Section:
 
     name: str
     """Of the element, which the table's links lead to."""
-    title: str
+    result: Result
     run: Run
     link: str
+    """Empty where there is no folder."""
     settings: Sequence[str]
     charts: Sequence[str]
     notes: Sequence[str]
@@ -71,12 +72,14 @@ def to_html(results: Results, folder: Path) -> str:
         drawn=drawn,
         headings=headings(results),
         text_columns={"method", "runs", *(name for result in results.rows for name, _ in result.row.settings)},
-        rows=[(result, cells(results, result)) for result in results.rows],
+        rows=[
+            (result, cells(results, result), [each for each in sections if each.result is result])
+            for result in results.rows
+        ],
         measured=MEASURED,
         nothing=NOTHING,
         inside_noise=results.inside_noise,
         sections=sections,
-        places={section.run.directory.path: section.name for section in sections},
         footnotes=footnotes(results),
         what=[*remarks(results), *conventions(results), *sources(results)],
         making=making(results),
@@ -139,13 +142,12 @@ def _sections(results: Results, folder: Path) -> tuple[list[_Section], dict[str,
         own = {f"{name}-{kind}": chart for kind, chart in run_charts(run).items()}
         drawn |= own
         settings = [each for each in result.row.overrides if not each.startswith("seed=")]
-        settings += [f"seed={run.seed}", *run.changes]
-        notes = list(run.summary.warnings)
+        settings += [f"seed={run.seed}", *run.outcome.changes]
+        notes = list(run.outcome.warnings)
         notes += [
             f"The confusion matrix of {len(evaluation['classes'])} classes is too large to be shown: see evaluation/."
-            for evaluation in run.directory.evaluations()
+            for evaluation in run.evaluations
             if "confusion" in evaluation and len(evaluation["classes"]) > CLASSES
         ]
-        title = f"{result.row.name}, seed {run.seed}"
-        sections.append(_Section(name, title, run, link(run, folder), settings, list(own), notes))
+        sections.append(_Section(name, result, run, link(run, folder), settings, list(own), notes))
     return sections, drawn

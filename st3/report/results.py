@@ -1,17 +1,17 @@
-"""What came out of the runs of a table: read from run directories, averaged over the seeds, and ranked."""
+"""What came out of the runs of a table: read from run directories and a record, averaged over the seeds, and ranked."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from st3.errors import UserError
+from st3.report.record import Line, Outcome
 from st3.report.statistics import Statistic, paired_differences, statistic
 from st3.report.table import Row, Table
 from st3.training.run_directory import RunDirectory
-from st3.training.summary import Summary
 
 TOLERANCE = 0.005
 """A row whose sparsity is further than this from its target is marked."""
@@ -21,33 +21,24 @@ TOLERANCE = 0.005
 class Run:
     """A finished run."""
 
-    directory: RunDirectory
     seed: int
-    summary: Summary
+    outcome: Outcome
     top1: float
     """Percent, of the images that the table is about."""
-    changes: tuple[str, ...]
-    """Overrides that were typed beyond those of the table, and, with "not" before them, those that were not."""
+    directory: RunDirectory | None
+    """None where only a record knows of the run: then the lists below are empty."""
 
     @cached_property
     def layers(self) -> list[dict[str, str]]:
-        return self.directory.layers()
+        return self.directory.layers() if self.directory else []
 
     @cached_property
     def metrics(self) -> list[dict[str, str]]:
-        return self.directory.metrics()
+        return self.directory.metrics() if self.directory else []
 
     @cached_property
-    def environment(self) -> dict[str, Any]:
-        return self.directory.environment()
-
-    @property
-    def removed(self) -> float:
-        """The fraction that the run's target is about: of the weights, or of the pruned layers' MACs."""
-        if self.summary.target == "weights":
-            return self.summary.sparsity
-        pruned = [layer for layer in self.layers if layer["pruned"] == "True"]
-        return 1 - sum(int(layer["macs"]) for layer in pruned) / sum(int(layer["macs_dense"]) for layer in pruned)
+    def evaluations(self) -> list[dict[str, Any]]:
+        return self.directory.evaluations() if self.directory else []
 
 
 @dataclass(frozen=True)
@@ -67,11 +58,11 @@ class Result:
 
     @property
     def sparsity(self) -> Statistic:
-        return self.over_seeds(lambda run: run.summary.sparsity)
+        return self.over_seeds(lambda run: run.outcome.sparsity)
 
     @property
     def macs_millions(self) -> Statistic:
-        return self.over_seeds(lambda run: run.summary.macs / 1e6)
+        return self.over_seeds(lambda run: run.outcome.macs / 1e6)
 
     @property
     def difference(self) -> float | None:
@@ -81,12 +72,12 @@ class Result:
     @property
     def epochs(self) -> list[int]:
         """How long its runs are: one number, unless they should not be averaged."""
-        return sorted({run.summary.epochs for run in self.runs})
+        return sorted({run.outcome.epochs for run in self.runs})
 
     @property
     def task(self) -> str:
         """What its runs learn, and which network does."""
-        return f"{self.runs[0].summary.model} on {self.runs[0].summary.dataset}"
+        return f"{self.runs[0].outcome.model} on {self.runs[0].outcome.dataset}"
 
     def differences(self, other: "Result") -> list[float]:
         """Top-1 in points minus the other's, for each seed that both have."""
@@ -102,12 +93,12 @@ class Result:
     def missed(self) -> bool:
         """Whether any of its runs is off the target by more than `TOLERANCE`."""
         slack = 1e-9  # half a point exactly is within, whatever binary fractions make of it
-        return any(abs(run.removed - self.row.sparsity) > TOLERANCE + slack for run in self.runs)
+        return any(abs(run.outcome.removed - self.row.sparsity) > TOLERANCE + slack for run in self.runs)
 
     @property
     def warnings(self) -> list[str]:
         """What its runs say that a reader must know, each once."""
-        return list(dict.fromkeys(warning for run in self.runs for warning in run.summary.warnings))
+        return list(dict.fromkeys(warning for run in self.runs for warning in run.outcome.warnings))
 
 
 @dataclass(frozen=True)
@@ -192,29 +183,42 @@ class Results:
         return contest is not None and contest.inside_noise(result)
 
 
-def read_results(table: Table, folder: Path) -> Results:
-    """From the run directories `folder`/SLUG-sSEED."""
+def read_results(table: Table, folder: Path, recorded: Iterable[Line] = ()) -> Results:
+    """From the run directories `folder`/SLUG-sSEED, and from the lines of a record for runs that have none there."""
+    lines = list(recorded)
     rows, empty, unfinished = [], [], []
     for row in table.rows:
-        runs = []
+        runs = {line.seed: _of_line(table, line) for line in lines if line.row == row.slug}
         for seed, directory in _directories(row, folder):
-            if summary := directory.finished():
-                runs.append(Run(directory, seed, summary, _top1(table, summary, directory), _changes(row, directory)))
-            else:
+            if run := finished_run(table, row, seed, directory):
+                runs[seed] = run
+            elif seed not in runs:
                 unfinished.append(directory.path.name)
         if runs or row.published:
-            rows.append(Result(row, tuple(runs)))
+            rows.append(Result(row, tuple(runs[seed] for seed in sorted(runs))))
         else:
             empty.append(row)
     return Results(table, tuple(rows), tuple(empty), tuple(unfinished))
 
 
-def _top1(table: Table, summary: Summary, directory: RunDirectory) -> float:
+def finished_run(table: Table, row: Row, seed: int, directory: RunDirectory) -> Run | None:
+    """What a run directory holds; None where the run is not finished. Raises `UserError` where it is damaged."""
+    if not (summary := directory.finished()):
+        return None
+    outcome = Outcome.of(directory, summary, _changes(row, directory))
+    return Run(seed, outcome, _top1(table, outcome, str(directory.path)), directory)
+
+
+def _of_line(table: Table, line: Line) -> Run:
+    return Run(line.seed, line.outcome, _top1(table, line.outcome, f"{line.row}, seed {line.seed}, on record"), None)
+
+
+def _top1(table: Table, outcome: Outcome, what: str) -> float:
     if table.accuracy == "test":
-        return summary.top1
-    if summary.val_top1 is None:
-        raise UserError(f"{directory.path} holds no images out, by which this table ranks: set dataset.val_images")
-    return summary.val_top1
+        return outcome.top1
+    if outcome.val_top1 is None:
+        raise UserError(f"{what} holds no images out, by which this table ranks: set dataset.val_images")
+    return outcome.val_top1
 
 
 def _directories(row: Row, folder: Path) -> list[tuple[int, RunDirectory]]:

@@ -29,7 +29,7 @@ def run_charts(run: Run) -> dict[str, Chart]:
     """Name → chart: loss and accuracy, the ramp, the layers, and a confusion matrix for each evaluation that
     has one. Raises KeyError or ValueError where a file of the run is damaged."""
     charts = {"training": _training(run), "ramp": _ramp(run), "layers": _layers(run.layers)}
-    for number, evaluation in enumerate(run.directory.evaluations()):
+    for number, evaluation in enumerate(run.evaluations):
         if "confusion" in evaluation and len(evaluation["classes"]) <= CLASSES:
             charts[f"confusion-{number}"] = _confusion(evaluation)
     return {name: chart for name, chart in charts.items() if chart.data}
@@ -37,7 +37,7 @@ def run_charts(run: Run) -> dict[str, Chart]:
 
 def curve(run: Run, column: str) -> tuple[list[float], list[float]]:
     """The epochs at which a column of the metrics has values, and these values; at most `POINTS`, the last included."""
-    steps_per_epoch = run.summary.steps / run.summary.epochs
+    steps_per_epoch = run.outcome.steps / run.outcome.epochs
     rows = [row for row in run.metrics if row.get(column)]
     rows = rows[:: -(-len(rows) // POINTS) or 1] + rows[-1:] if len(rows) > POINTS else rows
     return [float(row["step"]) / steps_per_epoch for row in rows], [_short(float(row[column])) for row in rows]
@@ -55,7 +55,7 @@ def is_dead(layer: dict[str, str]) -> bool:
 
 
 def _training(run: Run) -> Chart:
-    traces, seen = [], [run.summary.top1]
+    traces, seen = [], [run.outcome.top1]
     epochs, loss = curve(run, "train_loss")
     if epochs:
         traces.append(_line("training loss", epochs, loss, GREY) | {"yaxis": "y2"})

@@ -111,14 +111,18 @@ class Outcome:
     """With the one who works at it."""
 
 
-def run_all(tasks: Sequence[Task], jobs: int, say: Callable[[str], None]) -> Outcome:
-    """Train what is not finished, `jobs` runs at once. An interruption stops them all and is raised again."""
+def run_all(
+    tasks: Sequence[Task], jobs: int, say: Callable[[str], None], done: Callable[[Task], None] = lambda task: None
+) -> Outcome:
+    """Train what is not finished, `jobs` runs at once. `done` is called for each that is finished, or was before. An
+    interruption stops them all and is raised again."""
     waiting, running, outcome = deque(enumerate(tasks, start=1)), list[_Job](), Outcome()
 
     def report(number: int, task: Task, result: Summary | Held | str, when: str) -> None:
         if isinstance(result, Summary):
             figures = f"top-1 {result.top1:.2f} %, sparsity {result.sparsity:.2%}, {result.macs / 1e6:,.2f} M MACs"
             say_of(number, task, f"{when}: {figures}")
+            done(task)
         elif isinstance(result, Held):
             outcome.held.append((task, result.by))
             say_of(number, task, f"left to {result.by}")
