@@ -29,7 +29,10 @@ class Selection:
     exclude: list[str] = field(default_factory=list)
     """Patterns of layer names to leave dense."""
     target: str = "weights"
-    """What sparsity counts: weights (fraction zeroed) or flops (fraction of the pruned layers' MACs removed)."""
+    """What sparsity counts: weights (fraction zeroed), flops (fraction of the pruned layers' MACs removed) or latency
+    (fraction of the pruned layers' measured time removed)."""
+    times: str | None = None
+    """File of measured times of the network's layers, for method.target=latency and method.cost=time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Config:
     lr_schedule: LRSettings
 
     sparsity: float
-    """Target: fraction of the prunable weights (or MACs, see method.target) to zero, in [0, 1)."""
+    """Target: fraction of the prunable weights (or MACs, or time, see method.target) to zero, in [0, 1)."""
     epochs: int
     """Passes over the training images."""
     batch_size: int
@@ -106,8 +109,18 @@ class Config:
         for name in ("compile", "capture"):
             _one_of(name, getattr(self, name), ("auto", "on", "off"))
         _one_of("logger", self.logger, ("none", "wandb", "mlflow"))
-        _one_of("method.target", self.selection.target, ("weights", "flops"))
+        _one_of("method.target", self.selection.target, ("weights", "flops", "latency"))
+        self._check_times()
         check_options(self.dataset)
+
+    def _check_times(self) -> None:
+        by_time = {"method.target=latency": self.selection.target == "latency"}
+        by_time |= {"method.cost=time": self.method.scales_by == "time"}
+        needed = [setting for setting, given in by_time.items() if given]
+        if self.selection.times is None:
+            _check(not needed, f"{' and '.join(needed)} needs a file of measured times: method.times=FILE")
+        else:
+            _check(bool(needed), f"method.times={self.selection.times} has no effect without {' or '.join(by_time)}")
 
     def flat(self) -> dict[str, Any]:
         """As `plain`, each setting by its dotted name."""

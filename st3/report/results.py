@@ -43,9 +43,12 @@ class Run:
 
     @property
     def removed(self) -> float:
-        """The fraction that the run's target is about: of the weights, or of the pruned layers' MACs."""
+        """The fraction that the run's target is about: of the weights, the pruned layers' MACs or modelled time."""
         if self.summary.target == "weights":
             return self.summary.sparsity
+        if self.summary.target == "latency":
+            assert self.summary.modelled_removed is not None
+            return self.summary.modelled_removed
         pruned = [layer for layer in self.layers if layer["pruned"] == "True"]
         return 1 - sum(int(layer["macs"]) for layer in pruned) / sum(int(layer["macs_dense"]) for layer in pruned)
 
