@@ -85,6 +85,41 @@ def test_augmentation_that_cannot_be_or_has_no_effect_is_refused(overrides, says
     assert message.startswith(f"augmentation.{says}")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("method.cost_exponent=-0.5", "method.cost_exponent=-0.5 must be 0 or more: 0 is ST-3's"),
+        ("method.cost_exponent=inf", "method.cost_exponent=inf must be 0 or more: 0 is ST-3's"),
+        ("method.cost_exponent=nan", "method.cost_exponent=nan must be 0 or more: 0 is ST-3's"),
+        ("method.cost=bytes", "method.cost=bytes is not known: choose macs or time"),
+        ("method.cost=time method.times=t", "method.cost=time has no effect with method.cost_exponent=0"),
+        (
+            "method.cost=time method.cost_exponent=0.5",
+            "method.cost=time needs a file of measured times: method.times=FILE",
+        ),
+        ("method.target=latency", "method.target=latency needs a file of measured times: method.times=FILE"),
+        (
+            "method.target=latency method.cost=time method.cost_exponent=0.5",
+            "method.target=latency and method.cost=time needs a file of measured times: method.times=FILE",
+        ),
+        ("method.times=t", "method.times=t has no effect without method.target=latency or method.cost=time"),
+        (
+            "method=gmp method.times=t",
+            "method.times=t has no effect without method.target=latency or method.cost=time",
+        ),
+        ("method.target=bytes", "method.target=bytes does not exist: choose among weights, flops, latency"),
+    ],
+)
+def test_what_weights_cost_and_where_it_was_measured_belong_together(overrides, says):
+    assert refused(*overrides.split()) == says
+
+
+def test_every_method_may_name_times_for_its_target_and_those_of_st3_for_their_thresholds():
+    assert load("method=dense", "method.target=latency", "method.times=a/b.json").selection.times == "a/b.json"
+    for method in ("st3", "st3_sigma", "hard_ste", "feather"):
+        load(f"method={method}", "method.cost_exponent=0.5", "method.cost=time", "method.times=t")
+
+
 def test_accumulation_divides_the_batch():
     message = refused("batch_size=128", "accumulate=3")
     assert message == "accumulate=3 does not divide batch_size=128: choose one that does"
@@ -191,6 +226,7 @@ def other(stored, *overrides: str) -> str:
         ("clip_norm=0", "clip_norm=3.0, not 0.0"),
         ("method.exclude=[fc]", "method.exclude=[], not ['fc']"),
         ("method=gmp", "method.allocation=None, not global"),
+        ("method.cost_exponent=0.5", "method.cost_exponent=0.0, not 0.5"),
         ("optimizer=adamw", "optimizer.betas=None, not [0.9, 0.999]"),
     ],
 )
