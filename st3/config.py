@@ -31,7 +31,10 @@ class Selection:
     exclude: list[str] = field(default_factory=list)
     """Patterns of layer names to leave dense."""
     target: str = "weights"
-    """What sparsity counts: weights (fraction zeroed) or flops (fraction of the pruned layers' MACs removed)."""
+    """What sparsity counts: weights (fraction zeroed), flops (fraction of the pruned layers' MACs removed) or latency
+    (fraction of the pruned layers' measured time removed)."""
+    times: str | None = None
+    """File of measured times of the network's layers, for method.target=latency and method.cost=time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Config:
     lr_schedule: LRSettings
 
     sparsity: float
-    """Target: fraction of the prunable weights (or MACs, see method.target) to zero, in [0, 1)."""
+    """Target: fraction of the prunable weights (or MACs, or time, see method.target) to zero, in [0, 1)."""
     epochs: int
     """Passes over the training images."""
     batch_size: int
@@ -108,8 +111,18 @@ class Config:
         for name in ("compile", "capture"):
             _one_of(name, getattr(self, name), ("auto", "on", "off"))
         _one_of("logger", self.logger, ("none", "wandb", "mlflow"))
-        _one_of("method.target", self.selection.target, ("weights", "flops"))
+        _one_of("method.target", self.selection.target, ("weights", "flops", "latency"))
+        self._check_times()
         check_options(self.dataset)
+
+    def _check_times(self) -> None:
+        by_time = {"method.target=latency": self.selection.target == "latency"}
+        by_time |= {"method.cost=time": self.method.scales_by == "time"}
+        needed = [setting for setting, given in by_time.items() if given]
+        if self.selection.times is None:
+            _check(not needed, f"{' and '.join(needed)} needs a file of measured times: method.times=FILE")
+        else:
+            _check(bool(needed), f"method.times={self.selection.times} has no effect without {' or '.join(by_time)}")
 
     def flat(self) -> dict[str, Any]:
         """As `plain`, each setting by its dotted name."""
@@ -230,10 +243,11 @@ def settings_that_count(stored: Mapping[str, Any]) -> dict[str, Any]:
 def settings_digest(config: Config) -> str:
     """Twelve hexadecimal digits that runs of the same settings share, whatever their seed, where and how they run.
 
-    They are kept in files, longer than run directories. So a setting that is added, and whose default is what was done
-    before, is to be left out here while it has that value: else no run that is on record would count any more.
+    They are kept in files, longer than run directories. So a setting at its default plays no part: one that is added,
+    and whose default is what was done before, changes no digest.
     """
-    settings = {key: value for key, value in _counted(config).items() if key != "seed"}
+    left_out = {"seed"} | _at_default(config)
+    settings = {key: value for key, value in _counted(config).items() if key not in left_out}
     settings["sparsity"] = config.target_sparsity
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -254,6 +268,17 @@ def _from_stored(stored: Mapping[str, Any]) -> Config:
 def _counted(config: Config) -> dict[str, Any]:
     idle = () if config.target_sparsity else "schedule."
     return {key: value for key, value in config.flat().items() if key not in _FREE and not key.startswith(idle)}
+
+
+def _at_default(config: Config) -> set[str]:
+    """Dotted names of the settings that have their default."""
+    nodes = {f"{group}.": getattr(config, group) for group in (*_PLAIN, *VARIANTS)}
+    return {
+        prefix + each.name
+        for prefix, node in [*nodes.items(), ("method.", config.selection), ("", config)]
+        for each in fields(node)
+        if getattr(node, each.name) == each.default
+    }
 
 
 def _without_foreign_keys(stored: Mapping[str, Any]) -> dict[str, Any]:

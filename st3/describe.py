@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import st3
@@ -46,6 +46,7 @@ def describe_recipe(sketch: Sketch, machine: Machine, execution: Execution) -> s
         "method": _method(config),
         "pruned": _pruned(sketch),
         "sparsity": _sparsity(sketch),
+        "times": _measured(sketch),
         "masks": _masks(sketch),
         "steps": f"{plan.total_steps:,} optimizer steps: {plan.epochs} epochs of {plan.steps_per_epoch:,}, "
         f"batch {config.batch_size}" + (f" in {plan.accumulate} passes" if plan.accumulate > 1 else ""),
@@ -109,7 +110,8 @@ def summarize(
     sketch: Sketch, state: TrainingState, data: Data, rows: Sequence[LayerRow], run_dir: Path, machine: Machine
 ) -> Summary:
     """What summary.json says; sparsity and MACs are counted in the network as it is now."""
-    config, total, scores = sketch.config, totals(rows), state.scores
+    config, total, scores, times = sketch.config, totals(rows), state.scores, sketch.times
+    modelled_ms_dense, modelled_ms = times.modelled_ms(rows) if times else (None, None)
     dead_layers = [row.name for row in rows if row.dead]
     updates, warnings = sketch.sparsifier.mask_updates(), [*warnings_before(sketch), *data.warnings()]
     warnings += failures(sketch, state, dead_layers)
@@ -130,6 +132,9 @@ def summarize(
         prunable=total.prunable,
         macs_dense=total.macs_dense,
         macs=total.macs,
+        modelled_ms_dense=modelled_ms_dense,
+        modelled_ms=modelled_ms,
+        modelled_from=f"{config.selection.times} ({times.source})" if times else None,
         epochs=state.epoch,
         steps=state.step,
         seconds=round(state.seconds, 2),
@@ -155,20 +160,26 @@ def describe_result(result: Summary) -> str:
     """The closing summary."""
     split = "" if result.val_top1 is None else f", validation {result.val_top1:.2f} %"
     target = f" (target {result.sparsity_target:.2%})"
-    of_macs = result.target == "flops"
+    aim = {name: target if result.target == name else "" for name in ("weights", "flops", "latency")}
     remaining = result.macs / result.macs_dense
+    time = ""
+    if (removed := result.modelled_removed) is not None:
+        time = (
+            f"{result.modelled_ms_dense:.4g} ms dense → {result.modelled_ms:.4g} ms in the pruned layers "
+            f"({removed:.4%} removed{aim['latency']}), modelled from times of {result.modelled_from}"
+        )
     lines = {
         "top-1": f"{result.top1:.2f} % (top-5 {result.top5:.2f} %) on the test images{split}",
-        "sparsity": f"{result.sparsity:.4%}{'' if of_macs else target}: "
-        f"{result.zeros:,} of {result.prunable:,} weights are zero",
+        "sparsity": f"{result.sparsity:.4%}{aim['weights']}: {result.zeros:,} of {result.prunable:,} weights are zero",
         "MACs": f"{result.macs_dense:,} dense → {result.macs:,} "
-        + (f"({1 - remaining:.4%} removed{target})" if of_macs else f"({remaining:.1%})"),
+        + (f"({1 - remaining:.4%} removed{target})" if aim["flops"] else f"({remaining:.1%})"),
+        "modelled": time,
         "time": f"{result.seconds:.1f} s, {result.epochs} epochs, {result.steps:,} steps; "
         f"warm-up {result.warmup_seconds:.1f} s, waiting for data {result.data_seconds:.1f} s",
         "memory": f"{result.peak_memory_bytes / 1e9:.2f} GB at the peak",
         "run": result.run_dir,
     }
-    text = "\n".join(f"{name:<10} {line}" for name, line in lines.items())
+    text = "\n".join(f"{name:<10} {line}" for name, line in lines.items() if line)
     return "\n".join([text, *(f"warning    {warning}" for warning in result.warnings)])
 
 
@@ -218,6 +229,9 @@ def _method(config: Config) -> str:
     parts += [floor] if floor else []
     if method.layer_sigma:
         parts.append("magnitudes in units of σ per layer")
+    if method.cost_exponent:
+        of_one = {"macs": "MACs", "time": "time"}[method.cost]
+        parts.append(f"thresholds times ({of_one} of one weight of the layer)^{method.cost_exponent:g}")
     return f"{method.name}: {', '.join(parts)}"
 
 
@@ -243,7 +257,9 @@ def _pruned(sketch: Sketch) -> str:
 
 def _sparsity(sketch: Sketch) -> str:
     plan, schedule, target = sketch.plan, sketch.plan.sparsity, f"{sketch.plan.target_sparsity:.2%}"
-    what = "pruned layers' MACs" if sketch.config.selection.target == "flops" else "weights"
+    what = {"weights": "weights", "flops": "pruned layers' MACs", "latency": "pruned layers' measured time"}[
+        sketch.config.selection.target
+    ]
     if not plan.target_sparsity:
         return "0 throughout"
     if sketch.sparsifier.sparsity_is_outcome:
@@ -260,6 +276,18 @@ def _sparsity(sketch: Sketch) -> str:
         f"{initial} up to step {schedule.start:,} (epoch {schedule.start / plan.steps_per_epoch:.3g}), "
         f"ramp of power {schedule.power:g} to {target} of the {what} at step {schedule.end:,} "
         f"(epoch {schedule.end / plan.steps_per_epoch:.3g}), constant from there"
+    )
+
+
+def _measured(sketch: Sketch) -> str:
+    if not sketch.times:
+        return ""
+    rows = sketch.rows
+    dense, _ = sketch.times.modelled_ms(rows)
+    _, least = sketch.times.modelled_ms([replace(row, zeros=row.params) for row in rows])
+    return (
+        f"{sketch.config.selection.times} ({sketch.times.source}): the pruned layers take {dense:.4g} ms dense, "
+        f"{least:.4g} ms with all weights zero"
     )
 
 

@@ -17,8 +17,9 @@ from st3.config import Config, refuse_other
 from st3.data import build_data, probe
 from st3.deploy.card import Card
 from st3.describe import describe_layers, describe_recipe, describe_result, failures, summarize, warnings_before
+from st3.errors import UserError
 from st3.lengthening import refuse_other_past
-from st3.measure import LayerRow, SparsityMeter, layer_table
+from st3.measure import LayerRow, SparsityMeter, Times, layer_table
 from st3.report import draw_run
 from st3.sketch import Execution, Sketch, choose_execution, sketch
 from st3.training.distributed import join, launched
@@ -87,6 +88,8 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
     def start_recording() -> tuple[Recorder, list[Logger]]:
         profiler = StepProfiler(machine.device, plan.plan.total_steps - state.step) if config.profile else None
         directory.start(config.plain(), overrides, environment(machine, st3.__version__))
+        if plan.times:
+            plan.times.write(directory.times)
         if profiler:
             profiler.start(directory.trace)
         loggers = open_loggers(config.logger, directory, config.flat(), state.step)
@@ -143,10 +146,20 @@ def earlier_result(directory: RunDirectory, plan: Sketch) -> Summary | None:
     directory.check()
     if stored := directory.config():
         before = refuse_other(stored, plan.config, directory.path)
+        refuse_other_times(directory, plan)
         if before.epochs != plan.config.epochs:
             refuse_other_past(plan, before, directory.last_step())
             return None
     return directory.finished()
+
+
+def refuse_other_times(directory: RunDirectory, plan: Sketch) -> None:
+    """Raises `UserError` where the file of times is no longer what it was when the run began."""
+    if plan.times and directory.times.exists() and Times.read(directory.times) != plan.times:
+        raise UserError(
+            f"run_dir={directory.path} holds a run with other times than method.times={plan.config.selection.times} "
+            f"has now: choose another run_dir, or restore them from {directory.times}"
+        )
 
 
 def build(plan: Sketch, machine: Machine, execution: Execution) -> tuple[TrainingState, Step]:

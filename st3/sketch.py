@@ -4,6 +4,7 @@ Dry runs, tables and benchmarks need no more of a run, or start from here.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from st3.config import Config
 from st3.data import Facts, dataset_facts
 from st3.durations import Length
 from st3.errors import UserError
-from st3.measure import LayerRow, layer_macs, layer_table
+from st3.measure import LayerRow, Times, layer_macs, layer_table
 from st3.models import build_model
 from st3.sparsify import Sparsifier
 from st3.sparsify.schedules import RampSettings
@@ -22,6 +23,7 @@ from st3.start import Start, find_start
 from st3.training.distributed import SINGLE, Processes
 from st3.training.machine import Machine
 from st3.training.plan import Plan
+from st3.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Sketch:
     """On "meta": shapes only."""
     macs: dict[str, int]
     """Of each dense layer, for one image."""
+    times: Times | None
+    """Of its layers, as measured, where a setting needs them."""
     sparsifier: Sparsifier
     """Of `model`, attached to an optimizer."""
     start: Start | None = None
@@ -62,7 +66,7 @@ class Sketch:
 
     def make_sparsifier(self, model: nn.Module) -> Sparsifier:
         """Not yet attached."""
-        return make_sparsifier(self.config, self.plan, model, self.macs)
+        return make_sparsifier(self.config, self.plan, model, self.macs, self.times)
 
 
 def sketch(config: Config, processes: Processes = SINGLE) -> Sketch:
@@ -72,17 +76,38 @@ def sketch(config: Config, processes: Processes = SINGLE) -> Sketch:
     """
     facts = processes.together(lambda: dataset_facts(config.dataset))
     start = processes.together(lambda: find_start(config))
+    times = processes.together(lambda: find_times(config))
     with torch.device("meta"):
         model = make_model(config, facts)
     data, head, sparsity = config.dataset, "", 0.0
     macs = layer_macs(model, (data.channels, data.image_size, data.image_size))
     if start:
         head = start.load(model, config)
-        pruned = make_sparsifier(config, make_plan(config, facts, processes), model, macs).pruned_layers
+        pruned = make_sparsifier(config, make_plan(config, facts, processes), model, macs, times).pruned_layers
         sparsity = start.sparsity(model, pruned, head)
     plan = make_plan(config, facts, processes, sparsity)
-    sparsifier = make_sparsifier(config, plan, model, macs).attach(config.optimizer.build(model))
-    return Sketch(config, facts, plan, model, macs, sparsifier, start, head, sparsity)
+    sparsifier = make_sparsifier(config, plan, model, macs, times).attach(config.optimizer.build(model))
+    return Sketch(config, facts, plan, model, macs, times, sparsifier, start, head, sparsity)
+
+
+def find_times(config: Config) -> Times | None:
+    """What `method.times` names; where that is gone, the copy of it in the run that is continued.
+
+    Raises `UserError`, naming the setting, where there is neither, or they are of another network or other images.
+    """
+    name, data = config.selection.times, config.dataset
+    if name is None:
+        return None
+    file, copy = Path(name), RunDirectory(Path(config.run_dir or "")).times
+    try:
+        times = Times.read(copy if config.run_dir and copy.exists() and not file.exists() else file)
+    except UserError as error:
+        raise UserError(f"method.times={error}") from error
+    try:
+        times.check(config.model.name, (data.channels, data.image_size, data.image_size))
+    except UserError as error:
+        raise UserError(f"method.times={name} {error}") from error
+    return times
 
 
 def make_plan(config: Config, facts: Facts, processes: Processes = SINGLE, sparse_at_start: float = 0.0) -> Plan:
@@ -136,9 +161,11 @@ def make_model(config: Config, facts: Facts) -> nn.Module:
     return build_model(config.model, classes=facts.classes, channels=data.channels, image_size=data.image_size)
 
 
-def make_sparsifier(config: Config, plan: Plan, model: nn.Module, macs: dict[str, int]) -> Sparsifier:
+def make_sparsifier(
+    config: Config, plan: Plan, model: nn.Module, macs: dict[str, int], times: Times | None = None
+) -> Sparsifier:
     """Not yet attached. Raises `UserError`, naming the setting, when nothing fits the selection."""
-    chosen: dict[str, Any] = vars(config.selection)
+    chosen: dict[str, Any] = vars(config.selection) | {"times": times.layers if times else None}
     try:
         return Sparsifier(
             model,

@@ -19,11 +19,13 @@ from helpers import assert_same
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from times_cases import write_times
 
 import st3.run
 import st3.train
 from st3.compose import config_path
 from st3.data import DatasetConfig, build_data
+from st3.measure import Times
 from st3.models import build_model
 from st3.training.recorder import RunRecorder
 from st3.training.run_directory import RunDirectory
@@ -515,6 +517,41 @@ def test_a_lengthened_run_is_the_longer_run(here, no_picture, method):
     rows, expected = short.metrics(), RunDirectory(here / "long").metrics()
     assert [row | {"images_per_second": ""} for row in rows] == [row | {"images_per_second": ""} for row in expected]
     assert "holds this run already" in st3_train("run_dir=short").out
+
+
+BY_TIME = *TINY, "method.target=latency", "method.times=times.json", "sparsity=0.4", "method.cost_exponent=0.25"
+
+
+def test_a_target_of_time_is_met_and_the_run_keeps_the_times(here, no_picture):
+    times = write_times(here / "times.json", (3, 8, 8), 7)
+    answer = st3_train(*BY_TIME, "run_dir=x")
+    assert (answer.code, answer.err) == (0, "")
+    assert "40.00% of the pruned layers' measured time at step" in answer.out
+    summary = RunDirectory(here / "x").finished()
+    assert summary.modelled_removed == pytest.approx(
+        0.4, abs=1e-4 / summary.modelled_ms_dense
+    )  # a weight takes 1e-4 ms
+    assert summary.modelled_ms_dense == pytest.approx(sum(each.dense_ms for each in times.layers.values()))
+    assert "modelled from times of times.json (MNN 3.6.1, EPYC" in answer.line("modelled")
+    assert Times.read(here / "x" / "times.json") == times
+
+
+def test_a_run_goes_on_with_the_times_that_it_began_with_and_with_no_others(here, no_picture, monkeypatch):
+    write_times(here / "times.json", (3, 8, 8), 7)
+    st3_train(*BY_TIME, "run_dir=whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "row", interrupt)
+        assert st3_train(*BY_TIME, "run_dir=x").code == 130
+    write_times(here / "times.json", (3, 8, 8), 7, date="2026-11-29")
+    says = (
+        "run_dir=x holds a run with other times than method.times=times.json has now: choose another run_dir, or "
+        "restore them from x/times.json"
+    )
+    assert refused("run_dir=x") == says
+    assert refused(*BY_TIME, "run_dir=x") == says
+    (here / "times.json").unlink()
+    assert st3_train("run_dir=x").code == 0  # with its own copy
+    assert_same(load_file(here / "x" / "model.safetensors"), load_file(here / "whole" / "model.safetensors"))
 
 
 def test_a_lengthened_run_that_is_interrupted_is_not_finished(here, no_picture, monkeypatch):

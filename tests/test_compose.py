@@ -159,7 +159,8 @@ def test_a_sweep_over_models_with_and_without_files_says_how_to_be_typed(tmp_pat
 # What is printed ------------------------------------------------------------------------------------------------------
 
 OPTIONAL = {
-    "run_dir", "method.theta", "method.threshold_decay", *(f"dataset.{key}" for key in ("root", "cache")),
+    "run_dir", "method.theta", "method.threshold_decay", "method.times",
+    *(f"dataset.{key}" for key in ("root", "cache")),
 }  # fmt: skip
 """Settings for which null means something."""
 

@@ -8,7 +8,7 @@ import pytest
 from config_cases import composed, load, refused
 from omegaconf import OmegaConf
 
-from st3.config import load_config, refuse_other, setting_names, settings_digest
+from st3.config import _at_default, load_config, refuse_other, setting_names, settings_digest
 from st3.durations import Duration
 from st3.errors import UserError
 from st3.settings import hints
@@ -83,6 +83,41 @@ def test_values_at_the_edge_of_what_can_be_are_taken():
 def test_augmentation_that_cannot_be_or_has_no_effect_is_refused(overrides, says):
     message = refused(*(f"augmentation.{override}" for override in overrides.split()))
     assert message.startswith(f"augmentation.{says}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("method.cost_exponent=-0.5", "method.cost_exponent=-0.5 must be 0 or more: 0 is ST-3's"),
+        ("method.cost_exponent=inf", "method.cost_exponent=inf must be 0 or more: 0 is ST-3's"),
+        ("method.cost_exponent=nan", "method.cost_exponent=nan must be 0 or more: 0 is ST-3's"),
+        ("method.cost=bytes", "method.cost=bytes is not known: choose macs or time"),
+        ("method.cost=time method.times=t", "method.cost=time has no effect with method.cost_exponent=0"),
+        (
+            "method.cost=time method.cost_exponent=0.5",
+            "method.cost=time needs a file of measured times: method.times=FILE",
+        ),
+        ("method.target=latency", "method.target=latency needs a file of measured times: method.times=FILE"),
+        (
+            "method.target=latency method.cost=time method.cost_exponent=0.5",
+            "method.target=latency and method.cost=time needs a file of measured times: method.times=FILE",
+        ),
+        ("method.times=t", "method.times=t has no effect without method.target=latency or method.cost=time"),
+        (
+            "method=gmp method.times=t",
+            "method.times=t has no effect without method.target=latency or method.cost=time",
+        ),
+        ("method.target=bytes", "method.target=bytes does not exist: choose among weights, flops, latency"),
+    ],
+)
+def test_what_weights_cost_and_where_it_was_measured_belong_together(overrides, says):
+    assert refused(*overrides.split()) == says
+
+
+def test_every_method_may_name_times_for_its_target_and_those_of_st3_for_their_thresholds():
+    assert load("method=dense", "method.target=latency", "method.times=a/b.json").selection.times == "a/b.json"
+    for method in ("st3", "st3_sigma", "hard_ste", "feather"):
+        load(f"method={method}", "method.cost_exponent=0.5", "method.cost=time", "method.times=t")
 
 
 def test_accumulation_divides_the_batch():
@@ -191,6 +226,7 @@ def other(stored, *overrides: str) -> str:
         ("clip_norm=0", "clip_norm=3.0, not 0.0"),
         ("method.exclude=[fc]", "method.exclude=[], not ['fc']"),
         ("method=gmp", "method.allocation=None, not global"),
+        ("method.cost_exponent=0.5", "method.cost_exponent=0.0, not 0.5"),
         ("optimizer=adamw", "optimizer.betas=None, not [0.9, 0.999]"),
     ],
 )
@@ -235,9 +271,17 @@ def test_the_digest_of_settings_is_another_where_a_run_would_not_be_continued_an
     assert dense == settings_digest(load("method=dense", "schedule=cubic", "sparsity=0.5"))
 
 
+def test_a_setting_at_its_default_plays_no_part_in_the_digest():
+    """As one that is added later."""
+    default = load("method=st3", "method.theta=1", "dataset.val_images=0")
+    assert settings_digest(default) == settings_digest(load("method=st3"))
+    assert {"method.theta", "method.target", "augmentation.mixup", "ema"} <= _at_default(default)
+    assert not {"method.name", "dataset.name", "model.name"} & _at_default(default)
+
+
 def test_the_digest_of_settings_is_what_it_was():
-    """Where this fails, no run on record counts any more: `settings_digest` says what to do for a new setting."""
-    assert settings_digest(load("method=dense")) == "8faad63439d2"
+    """Where this fails, no run on record counts any more: a default has changed, or how the digest is made."""
+    assert settings_digest(load("method=dense")) == "837818f440ce"
 
 
 def test_a_setting_that_was_null_is_still_null():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from config_cases import load
+from times_cases import write_times
 from training.training_cases import SUMMARY
 
 from st3.config import Selection
@@ -333,6 +334,40 @@ def test_a_target_of_macs_is_compared_with_macs():
     lines = describe_result(SUMMARY(target="flops", sparsity_target=0.3)).splitlines()
     assert lines[1] == "sparsity   50.0000%: 6 of 12 weights are zero"
     assert lines[2] == "MACs       21 dense → 15 (28.5714% removed (target 30.00%))"
+
+
+def test_times_are_said_to_be_modelled_from_a_file():
+    times = {"modelled_ms_dense": 2.0, "modelled_ms": 1.25, "modelled_from": "t.json (MNN 3.6.1, EPYC)"}
+    lines = describe_result(SUMMARY(target="latency", sparsity_target=0.375, **times)).splitlines()
+    assert lines[1] == "sparsity   50.0000%: 6 of 12 weights are zero"
+    assert lines[2] == "MACs       21 dense → 15 (71.4%)"
+    assert lines[3] == (
+        "modelled   2 ms dense → 1.25 ms in the pruned layers (37.5000% removed (target 37.50%)), modelled from times "
+        "of t.json (MNN 3.6.1, EPYC)"
+    )
+    assert "(37.5000% removed), modelled" in describe_result(SUMMARY(sparsity_target=0.5, **times))
+    assert "modelled" not in describe_result(SUMMARY())
+
+
+def test_a_target_of_time_in_words(tmp_path):
+    path = tmp_path / "times.json"
+    times = write_times(path, (3, 8, 8), 10)
+    method = ST3(cost_exponent=0.5, cost="time")
+    run = fake(method, CONSTANT, selection=Selection(target="latency", times=str(path)), sparsity=0.625)
+    found, dense = said(run), sum(each.dense_ms for each in times.layers.values())
+    assert found["sparsity"] == "62.50% of the pruned layers' measured time from the first step on"
+    assert found["times"] == (
+        f"{path} (MNN 3.6.1, EPYC, 1 thread, batch 1, 2026-11-28): the pruned layers take {dense:.4g} ms dense, 2.2 ms "
+        "with all weights zero"
+    )
+    assert found["method"].endswith(", thresholds times (time of one weight of the layer)^0.5")
+    by_macs = said(fake(ST3(cost_exponent=0.25)))["method"]
+    assert by_macs.endswith(", thresholds times (MACs of one weight of the layer)^0.25")
+    assert "times" not in said(fake())
+    summary = summary_of(run, 0.99)  # of its only layer 100 weights are left
+    assert (summary.modelled_ms_dense, summary.modelled_ms) == pytest.approx((0.1 + 640 * 5e-5, 0.1 + 100 * 1e-4))
+    assert summary.modelled_from == f"{path} (MNN 3.6.1, EPYC, 1 thread, batch 1, 2026-11-28)"
+    assert summary_of(fake(), 0.99).modelled_from is None
 
 
 def test_the_layer_table_ends_with_what_is_counted():

@@ -1,27 +1,30 @@
 """From a configuration to steps, shapes and costs, and how steps are executed; nothing is computed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from config_cases import load
+from times_cases import write_times
 from torch import nn
 
 from st3.config import Config, Selection
 from st3.data import AugmentationConfig, DatasetConfig, Facts, build_data, dataset_facts
 from st3.errors import UserError
-from st3.measure import layer_macs
+from st3.measure import Times, layer_macs
 from st3.models import ModelConfig
 from st3.optim.lr_schedules import ConstantSettings
 from st3.optim.optimizers import SGD, AdamW
-from st3.sketch import Execution, choose_execution, make_plan, make_sparsifier, sketch
+from st3.sketch import Execution, choose_execution, find_times, make_plan, make_sparsifier, sketch
 from st3.sparsify import METHODS, ST3, Dense
 from st3.sparsify.methods import GMP, GraNet, ProbMask, RigL
 from st3.sparsify.schedules import AlternatingSettings, RampSettings
 from st3.sparsify.schedules import ConstantSettings as Always
 from st3.training.distributed import SINGLE, Processes
 from st3.training.machine import Machine
+from st3.training.run_directory import RunDirectory
 
 FACTS = Facts(classes=10, train_images=1000, val_images=0, test_images=100)
 MACS = 1024 * (27 * 16 + 6 * 9 * 16 * 16) + 10 * 64  # ResNet-20 on 32×32 pixels: stem, first stage, classifier
@@ -212,6 +215,44 @@ def test_a_vision_transformer_takes_the_size_of_the_images_and_all_its_projectio
     assert sum(name.endswith(".in_proj") for name in run.sparsifier.pruned_layers) == 12
 
 
+@pytest.fixture
+def times(tmp_path):
+    """A file of those of the ResNet-20 of `make_config`."""
+    write_times(tmp_path / "times.json", (1, 16, 16), 10)
+    return str(tmp_path / "times.json")
+
+
+def test_a_target_of_time_takes_the_measured_times(times):
+    aimed = {"selection": Selection(target="latency", times=times), "sparsity": 0.3}
+    run = sketch(make_config(**aimed))
+    assert run.times == Times.read(Path(times))
+    with pytest.raises(UserError, match=r"^sparsity=0\.9 is more than target=latency can remove"):
+        sketch(make_config(selection=Selection(target="latency", times=times)))
+    method = ST3(cost_exponent=0.5, cost="time")
+    assert sketch(make_config(method=method, selection=Selection(times=times))).sparsifier.prunable > 0
+    write_times(Path(times), (1, 16, 16), 10, model="resnet32")
+    with pytest.raises(UserError, match=r"^method\.times=.*\.json has times of model\.name=resnet32, not resnet20"):
+        sketch(make_config(**aimed))
+    write_times(Path(times), (1, 16, 16), 10, input=(1, 32, 32))
+    with pytest.raises(UserError, match=r"^method\.times=.* has times of images of 1×32×32, not 1×16×16"):
+        sketch(make_config(**aimed))
+    write_times(Path(times), (1, 16, 16), 10)
+    with pytest.raises(UserError, match=r"^method\.times is of another network: fc has 640 weights there, 192 here"):
+        sketch(make_config(dataset=fake_dataset(classes=3), **aimed))
+    with pytest.raises(UserError, match=r"^method\.times=nowhere\.json cannot be read \(No such file or directory\)$"):
+        sketch(make_config(selection=Selection(target="latency", times="nowhere.json"), sparsity=0.3))
+
+
+def test_where_the_file_of_times_is_gone_the_run_has_a_copy(times, tmp_path):
+    directory = RunDirectory(tmp_path)
+    config = make_config(
+        selection=Selection(target="latency", times="gone.json"), sparsity=0.3, run_dir=str(directory.path)
+    )
+    assert find_times(config) == Times.read(directory.times)
+    with pytest.raises(UserError, match=r"^method\.times=gone\.json cannot be read"):
+        find_times(replace(config, run_dir=str(tmp_path / "new")))
+
+
 def test_what_cannot_be_fitted_together_is_named():
     with pytest.raises(UserError, match=r"^dataset\.val_images=50"):
         sketch(make_config(dataset=fake_dataset(classes=3, val_images=50, train_images=50, test_images=5)))
@@ -223,13 +264,16 @@ def test_what_cannot_be_fitted_together_is_named():
         sketch(make_config(method=RigL()))
 
 
+@pytest.mark.parametrize("target", ["flops", "latency"])
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"st3", "st3_sigma", "hard_ste", "feather", "dense"}))
-def test_most_methods_count_weights_only(method):
+def test_most_methods_count_weights_only(method, target, times):
     schedule = {"constant": Always(), "acdc": AlternatingSettings()}.get(METHODS[method].follows, RampSettings())
+    selection = Selection(target=target, times=times if target == "latency" else None)
+    config = make_config(method=METHODS[method](), schedule=schedule, selection=selection, sparsity=0.3)
     with pytest.raises(
-        UserError, match=r"^method\.target=flops is for st3, st3_sigma, hard_ste and feather: this method counts"
+        UserError, match=rf"^method\.target={target} is for st3, st3_sigma, hard_ste and feather: this method counts"
     ):
-        sketch(make_config(method=METHODS[method](), schedule=schedule, selection=Selection(target="flops")))
+        sketch(config)
 
 
 def test_the_sparsifier_prunes_what_is_chosen_and_counts_what_is_asked():

@@ -39,7 +39,7 @@ class Card:
     """Zeros / prunable weights; None: a run of before has not said it."""
     sparsity_target: float
     target: str
-    """What the sparsity target counts: weights or flops."""
+    """What the sparsity target counts: weights, flops or latency."""
 
     @classmethod
     def of_run(cls, config: Config, classes: Sequence[str], sparsity: float | None) -> "Card":

@@ -34,7 +34,7 @@ class Outcome:
     zeros: int
     prunable: int
     removed: float
-    """The fraction that the run's target is about: of the weights, or of the pruned layers' MACs."""
+    """The fraction that the run's target is about: of the weights, of the pruned layers' MACs or of modelled time."""
     macs: int
     macs_dense: int
     epochs: int
@@ -67,7 +67,10 @@ class Outcome:
         made, layers = directory.environment(), directory.layers()
         pruned = [layer for layer in layers if layer["pruned"] == "True"]
         removed = summary.sparsity
-        if summary.target != "weights":
+        if summary.target == "latency":
+            assert summary.modelled_removed is not None
+            removed = summary.modelled_removed
+        elif summary.target == "flops":
             removed = 1 - sum(int(layer["macs"]) for layer in pruned) / sum(int(each["macs_dense"]) for each in pruned)
         git = made.get("git")
         as_they_are: dict[str, Any] = {name: getattr(summary, name) for name in _OF_SUMMARY}

@@ -1,5 +1,6 @@
 """Sparse training for any PyTorch model: `Sparsifier(model, "st3", schedule).attach(optimizer)`."""
 
+from st3.sparsify.costs import LayerTimes
 from st3.sparsify.layers import left_alone, weight_layers
 from st3.sparsify.method import GlobalThreshold, Method, Pruner
 from st3.sparsify.methods import METHODS, ST3, Dense
@@ -18,6 +19,7 @@ __all__ = [
     "Dense",
     "GlobalThreshold",
     "LayerState",
+    "LayerTimes",
     "Method",
     "PolynomialRamp",
     "Pruner",

@@ -7,7 +7,7 @@ neither model nor data; `Sparsifier` does the rest.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from st3.durations import Length
 from st3.errors import UserError
 from st3.settings import Settings
+from st3.sparsify.costs import Costs
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.schedules import Constant, Schedule
 from st3.sparsify.thresholds import held_open
@@ -27,6 +28,11 @@ class Method(Settings):
     group: ClassVar[str] = "method"
     follows: ClassVar[str] = "cubic"
     """The schedule where none is chosen: an option of configs/schedule."""
+
+    @property
+    def scales_by(self) -> Literal["", "macs", "time"]:
+        """What of a weight the pruner must know (`Pruner.scale_by`) besides the weight: its MACs, its time, nothing."""
+        return ""
 
     def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "Pruner":
         """A pruner for these weights. `length` is that of the training, None where it is not known.
@@ -68,18 +74,24 @@ class Pruner:
     sparsity_is_outcome = False
     """Whether the method goes its own way, and the scheduled sparsity is only what it is compared with."""
 
-    def weigh(self, costs: Tensor) -> None:
-        """From now on count what weights cost (int64 [layers]: one weight of each, its MACs say) instead of weights.
+    def weigh(self, costs: Costs) -> None:
+        """From now on sparsity is the fraction of the costs that is removed, not of the weights.
 
         Raises `UserError` where the method cannot.
         """
-        raise UserError("target=flops is for st3, st3_sigma, hard_ste and feather: this method counts weights")
+        raise UserError(
+            f"target={costs.target} is for st3, st3_sigma, hard_ste and feather: this method counts weights"
+        )
+
+    def scale_by(self, costs: Sequence[float]) -> None:
+        """What one weight of each layer costs, positive, in the unit that `Method.scales_by` asks for."""
+        raise NotImplementedError
 
     def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Write the sparse weights to `out` (shaped like `raw.layers`); returns the thresholds, [layers].
 
         `sparsity` (0-d float64 on the weights' device, 0 < sparsity < 1) is the fraction of all weights together that
-        becomes zero, or of what they cost. Changes nothing of the pruner. Must not wait for the device.
+        becomes zero, or of what they cost (see `weigh`). Changes nothing of the pruner. Must not wait for the device.
         """
         raise NotImplementedError
 

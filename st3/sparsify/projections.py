@@ -3,6 +3,9 @@
 They never wait for the device. `st3.sparsify.kernels` computes the same for all layers together.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,3 +47,15 @@ def rescale_factor(weight: Tensor, kept: Tensor) -> Tensor:
 def sigma(shape: tuple[int, ...]) -> float:
     """σ_l = 1/√(sum of all dimensions of the weight): 1/√134 for 64×64×3×3. The layer's scale in ST-3σ."""
     return sum(shape) ** -0.5
+
+
+def cost_scales(costs: Sequence[float], exponent: float) -> list[float]:
+    """`c_l^γ` divided by the geometric mean of all of them, for what one weight of each layer costs, γ = `exponent`.
+
+    `costs` are positive, in any unit. The geometric mean is the plain one over the layers, however many weights they
+    have, so that a common threshold τ keeps its magnitude: half of the `τ·scale_l`, in logarithms, lies on either side.
+    Where γ = 0 every scale is exactly 1.
+    """
+    logs = [exponent * math.log(cost) for cost in costs]
+    mean = math.fsum(logs) / len(logs)
+    return [math.exp(each - mean) for each in logs]

@@ -1,5 +1,6 @@
 """The object that makes a model sparse while somebody's optimizer trains it."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from torch.optim import Optimizer
 
 from st3.durations import Length
 from st3.errors import UserError
+from st3.sparsify.costs import Costs, LayerCosts, LayerTimes
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.layers import weight_layers
 from st3.sparsify.masks import FixedMasks
-from st3.sparsify.method import Method, Pruner
+from st3.sparsify.method import GlobalThreshold, Method, Pruner
 from st3.sparsify.methods import METHODS
 from st3.sparsify.raw_steps import RawStep
 from st3.sparsify.schedules import Constant, Schedule
+from st3.sparsify.thresholds import held_open
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,20 @@ class Sparsifier:
         raw_step: what follows the optimizer's step before the projection, such as `HAM()`; None: nothing.
         include, exclude: shell-style patterns on layer names ("layer4.*", "fc"); a layer is pruned when it matches
             one of `include` and none of `exclude`. A pattern that matches no layer is an error.
-        target: "weights", so that sparsity is the fraction of weights that are zero, or "flops", the fraction of
-            multiply-accumulates removed from the pruned layers; that needs `macs`.
+        target: "weights", so that sparsity is the fraction of weights that are zero, "flops", the fraction of
+            multiply-accumulates removed from the pruned layers, which needs `macs`, or "latency", the fraction of
+            their time with dense kernels that is removed, which needs `times`.
         macs: multiply-accumulates of each dense layer by name, as `st3.measure.layer_macs` gives.
+        times: of each layer by name, in milliseconds, as `st3.measure.Times.read(path).layers` gives.
+
+    A method whose settings ask for what weights cost (`ST3(cost_exponent=0.5)`) needs `macs` or `times`, too.
 
     rigl, set and probmask draw random numbers when they start: in several processes, seed PyTorch alike before.
 
     Raises:
         UserError: for an unknown method or target, a pattern or selection that matches nothing, weights that are not
-            plain float parameters on one device, masks that would be fixed before the network is at its target.
+            plain float parameters on one device, masks that would be fixed before the network is at its target, costs
+            that are missing or of other layers, a sparsity that removes more of them than the layers can lose.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class Sparsifier:
         exclude: Sequence[str] = (),
         target: str = "weights",
         macs: Mapping[str, int] | None = None,
+        times: Mapping[str, LayerTimes] | None = None,
         length: int | Length | None = None,
         finetune_from: int | None = None,
         raw_step: RawStep | None = None,
@@ -108,7 +117,10 @@ class Sparsifier:
         if not self._pruned:
             raise UserError("no layer is left to prune: widen include, narrow exclude, or unfreeze weights")
         _check_weights(self._pruned)
-        self._costs = _costs(target, macs, self._pruned)
+        self._costs = _costs(target, macs, times, self._pruned)
+        if self._costs:
+            _check_reach(self._costs, self.schedule, method)
+        self._cost_of_one = _cost_of_one(method, macs, times, self._pruned)
         self._pruner = self._start()
         self._fixed = False
         """Whether the masks are fixed."""
@@ -232,10 +244,9 @@ class Sparsifier:
         own way, and the zeros are there, to half a point. Waits for the device."""
         if self.sparsity < target and not self.sparsity_is_outcome:
             return False
-        zeros, sizes = self.zeros(), torch.tensor([w.numel() for w in self._pruned.values()])
-        if self._costs is not None:
-            zeros, sizes = zeros * self._costs.to(zeros.device), sizes * self._costs.cpu()
-        return zeros.sum().item() >= (target - 0.005) * sizes.sum().item()
+        zeros = self.zeros().tolist()
+        removed = self._costs.removed(zeros) if self._costs else sum(zeros) / self.prunable
+        return removed >= target - 0.005
 
     def state_dict(self) -> dict:
         """Tensors and plain numbers that, with the model's own state, restore everything."""
@@ -276,8 +287,10 @@ class Sparsifier:
 
     def _start(self) -> Pruner:
         pruner = self.method.start([w.detach() for w in self._pruned.values()], self.schedule, self.length)
-        if self._costs is not None:
+        if self._costs:
             pruner.weigh(self._costs)
+        if self._cost_of_one:
+            pruner.scale_by(self._cost_of_one)
         return pruner
 
     # The step, from its two ends.
@@ -465,16 +478,76 @@ def _check_finetuning(start: int, schedule: Schedule, pruner: Pruner) -> None:
         raise UserError("schedule.finetune begins before the masks are hard: shorten it or lower method.until")
 
 
-def _costs(target: str, macs: Mapping[str, int] | None, weights: dict[str, nn.Parameter]) -> Tensor | None:
-    """MACs of one weight of each layer, int64 [layers]; None where every weight counts the same."""
+def _costs(
+    target: str,
+    macs: Mapping[str, int] | None,
+    times: Mapping[str, LayerTimes] | None,
+    weights: dict[str, nn.Parameter],
+) -> Costs | None:
+    """What sparsity is a fraction of; None where every weight counts the same."""
     if target == "weights":
         return None
-    if target != "flops":
-        raise UserError(f"target={target} is not known: choose weights or flops")
+    if target == "flops":
+        _check_macs("target=flops", macs, weights)
+        return Costs(target, [LayerCosts.of_macs((macs or {})[name], w.numel()) for name, w in weights.items()])
+    if target == "latency":
+        _check_times("target=latency", times, weights)
+        return Costs(target, [LayerCosts.of_times((times or {})[name]) for name in weights])
+    raise UserError(f"target={target} is not known: choose weights, flops or latency")
+
+
+def _cost_of_one(
+    method: Method,
+    macs: Mapping[str, int] | None,
+    times: Mapping[str, LayerTimes] | None,
+    weights: dict[str, nn.Parameter],
+) -> list[float] | None:
+    """What one weight of each layer costs, where the method asks for it."""
+    if method.scales_by == "macs":
+        _check_macs("method.cost_exponent", macs, weights)
+        return [(macs or {})[name] / weight.numel() for name, weight in weights.items()]
+    if method.scales_by == "time":
+        _check_times("method.cost=time", times, weights)
+        each = {name: (times or {})[name].ms_per_weight for name in weights}
+        if idle := [name for name in weights if each[name] == 0]:
+            raise UserError(f"method.cost=time cannot weigh {idle[0]}, whose weights take no time: {_exclude(idle)}")
+        return list(each.values())
+    return None
+
+
+def _check_macs(setting: str, macs: Mapping[str, int] | None, weights: Mapping[str, Tensor]) -> None:
     missing = weights.keys() - (macs or {}).keys()
     if macs is None or missing:
-        raise UserError(f"target=flops needs macs of every pruned layer, also {', '.join(sorted(missing))}")
+        raise UserError(f"{setting} needs macs of every pruned layer, also {', '.join(sorted(missing))}")
     if idle := [name for name in weights if macs[name] == 0]:
-        raise UserError(f"target=flops cannot weigh {idle[0]}, which has no MACs: exclude=[{','.join(idle)}]")
-    each = [macs[name] // weight.numel() for name, weight in weights.items()]
-    return torch.tensor(each, device=_any(weights).device)
+        raise UserError(f"{setting} cannot weigh {idle[0]}, which has no MACs: {_exclude(idle)}")
+
+
+def _check_times(setting: str, times: Mapping[str, LayerTimes] | None, weights: Mapping[str, Tensor]) -> None:
+    if times is None:
+        raise UserError(f"{setting} needs times of every pruned layer")
+    if missing := [name for name in weights if name not in times]:
+        raise UserError(f"times has no {missing[0]}, which is pruned: measure this network, or {_exclude(missing)}")
+    for name, weight in weights.items():
+        if times[name].weights != weight.numel():
+            raise UserError(
+                f"times is of another network: {name} has {times[name].weights:,} weights there, "
+                f"{weight.numel():,} here"
+            )
+
+
+def _exclude(names: Sequence[str]) -> str:
+    return f"exclude=[{','.join(names)}]"
+
+
+def _check_reach(costs: Costs, schedule: Schedule, method: Method) -> None:
+    """Raises `UserError` where the schedule asks for more than can be removed; it does most at one of its ends."""
+    density = method.min_density if isinstance(method, GlobalThreshold) else 0
+    limit = costs.removed([layer.size - (held_open(layer.size, density) if density else 0) for layer in costs.layers])
+    asked = max(schedule.value(0), schedule.value(sys.maxsize))
+    if asked >= limit:
+        below = (math.ceil(limit * 1e4) - 1) / 1e4
+        raise UserError(
+            f"sparsity={asked:g} is more than target={costs.target} can remove from the pruned layers: "
+            f"at most sparsity={below:g}"
+        )

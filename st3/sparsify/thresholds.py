@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from st3.sparsify.costs import Costs
+
 
 def quantile(values: Tensor, q: float | Tensor) -> Tensor:
     """The `q` quantile (a number or 0-d float64) of `values` [N], 0-d, dtype and device of `values`.
@@ -40,9 +42,11 @@ def quantile(values: Tensor, q: float | Tensor) -> Tensor:
 def weighted_quantile(values: Tensor, costs: Tensor, q: float | Tensor) -> Tensor:
     """The threshold at which the values `<=` it carry the fraction `q` of all `costs`, within one value's cost.
 
-    `values` [N] float, `costs` [N] int64. Equal costs give `quantile(values, q)`. With the values in ascending order,
-    value i sits at the cost of all values below it; the threshold interpolates linearly between the neighbours of
-    position `q·(total − cost of the largest value)`. 0-d, dtype and device of `values`; never waits for the device.
+    `values` [N] float, `costs` [N] int64, 0 and more. Equal costs give `quantile(values, q)`. With the values in
+    ascending order, value i sits at the cost of all values below it; the threshold interpolates linearly between the
+    neighbours of position `q·(total − cost of the largest value)`. Where several values sit at one place, all but the
+    largest cost nothing, and they lie below the threshold together with it. 0-d, dtype and device of `values`; never
+    waits for the device.
     """
     ordered, order = values.sort()
     costs = costs[order]
@@ -60,17 +64,21 @@ def layer_thresholds(
     q: float | Tensor,
     *,
     min_density: float = 0.0,
-    costs: Tensor | None = None,
+    costs: Costs | None = None,
 ) -> Tensor:
     """The quantile of all `magnitudes` [N] for each layer, `sizes` weights long, [layers].
 
     With `min_density` it is lower where a layer would keep less than that fraction of its weights, or none, and higher
-    for the others: as many weights as before lie above. With `costs` [N] it is the `weighted_quantile`. Never waits for
-    a CUDA device.
+    for the others: as many weights as before lie above. With `costs` it is the `weighted_quantile` of what the weights
+    save in the order of their magnitudes within their layers. Never waits for a CUDA device.
     """
     if min_density:
         magnitudes, ceilings = hold_open(magnitudes.split(list(sizes)), min_density)
-    threshold = quantile(magnitudes, q) if costs is None else weighted_quantile(magnitudes, costs, q)
+    if costs is None:
+        threshold = quantile(magnitudes, q)
+    else:
+        saved = costs.of_ranks(magnitudes.split(list(sizes)))
+        threshold = weighted_quantile(magnitudes, saved, costs.share(q))
     return torch.minimum(threshold, ceilings) if min_density else threshold.expand(len(sizes))
 
 

@@ -167,6 +167,11 @@ class RunDirectory:
         return self._file("best.pt")
 
     @property
+    def times(self) -> Path:
+        """What `method.times` named when the run began."""
+        return self._file("times.json")
+
+    @property
     def trace(self) -> Path:
         """Where profile=true leaves its trace."""
         return self._file("trace.json.gz")

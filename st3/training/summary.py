@@ -19,13 +19,19 @@ class Summary:
     val_top5: float | None = None
     sparsity_target: float
     target: str
-    """What the target counts: weights or flops."""
+    """What the target counts: weights, flops or latency."""
     sparsity: float
     """zeros / prunable."""
     zeros: int
     prunable: int
     macs_dense: int
     macs: int
+    modelled_ms_dense: float | None = None
+    """Milliseconds of the pruned layers with dense kernels, from method.times; None: the run knew no times."""
+    modelled_ms: float | None = None
+    """Of the network as it is now: modelled from these times, not measured."""
+    modelled_from: str | None = None
+    """The file of times, and where they were measured."""
     epochs: int
     steps: int
     seconds: float
@@ -54,6 +60,13 @@ class Summary:
     """Version."""
     finished: bool = False
 
+    @property
+    def modelled_removed(self) -> float | None:
+        """The fraction of the pruned layers' time that is removed, as modelled; None: the run knew no times."""
+        if self.modelled_ms_dense is None or self.modelled_ms is None:
+            return None
+        return 1 - self.modelled_ms / self.modelled_ms_dense
+
     @classmethod
     def read(cls, path: Path) -> "Summary":
         """From a summary.json, also of an earlier version. Raises `UserError` for a damaged file."""
@@ -66,4 +79,5 @@ class Summary:
 
     def plain(self) -> dict:
         """For JSON, without what there is none of."""
-        return {key: value for key, value in asdict(self).items() if value is not None or not key.startswith("val_")}
+        perhaps = "val_", "modelled_"
+        return {key: value for key, value in asdict(self).items() if value is not None or not key.startswith(perhaps)}

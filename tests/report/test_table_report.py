@@ -92,6 +92,15 @@ def test_a_run_that_aims_at_macs_is_held_to_its_macs(table, tmp_path):
     assert [result.missed for result in read_results(table, tmp_path).rows if result.runs] == [True, False]
 
 
+def test_a_run_that_aims_at_time_is_held_to_its_modelled_time(table, tmp_path):
+    for row, left in ((table.rows[2], 0.4), (table.rows[1], 0.82)):  # 90 % and 80 % were to be removed
+        times = {"target": "latency", "modelled_ms_dense": 4.0, "modelled_ms": left, "modelled_from": "t.json"}
+        make_run(tmp_path, row, 0, off=-0.3, **times)
+    assert [result.missed for result in read_results(table, tmp_path).rows if result.runs] == [False, False]
+    make_run(tmp_path, table.rows[1], 1, off=-0.3, **times | {"modelled_ms": 0.83})
+    assert [result.missed for result in read_results(table, tmp_path).rows if result.runs] == [True, False]
+
+
 def test_what_departs_from_the_table_is_said(table, runs):
     st3, sigma = table.rows[2], table.rows[3]
     make_run(runs, st3, 11, typed=["epochs=4", "method=st3", "precision=bf16"])

@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from st3 import Sparsifier, UserError
 from st3.durations import Duration, Length
 from st3.settings import hints
-from st3.sparsify import AlternatingPhases, Constant, Method, PolynomialRamp, Schedule
+from st3.sparsify import AlternatingPhases, Constant, LayerTimes, Method, PolynomialRamp, Schedule
 
 STEPS = 24
 RAMP = PolynomialRamp(final=0.8, start=2, end=14)  # ends between two updates
@@ -249,19 +249,46 @@ def check_only_the_chosen_layers_are_pruned(method: Method) -> None:
         assert abs(sparsifier.zeros().sum().item() - 0.8 * sparsifier.prunable) <= 1
 
 
-def check_flops_target(method: Method) -> None:
-    """Exact, or refused in one line that says what to do."""
-    places = {"0": 64, "3": 36, "4": 36, "7": 1, "9": 1}
-    macs = {name: place * smooth().get_submodule(name).weight.numel() for name, place in places.items()}
+def begin_or_refuse(method: Method, target: str, **options):
+    """As `begin`, or None where the method refuses the target, in one line that says what to do."""
     refusal = ""
     try:
-        model, optimizer, sparsifier = begin(method, target="flops", macs=macs)
+        return begin(method, target=target, **options)
     except UserError as error:
         refusal = str(error)
-    if refusal:
-        assert "target=flops is for" in refusal
-        assert "\n" not in refusal
+    assert f"target={target} is for" in refusal
+    assert "\n" not in refusal
+    return None
+
+
+def check_latency_target(method: Method) -> None:
+    """Exact, or refused. Removing weights saves nothing at first, or ever, or at once."""
+    sizes = {name: smooth().get_submodule(name).weight.numel() for name in "03479"}
+    even = {"0": 0.5, "3": 1.5, "4": 0.0, "7": 0.8, "9": 0.3}  # where the sparse kernel is as fast, of the weights
+    times = {
+        name: LayerTimes(weights=size, dense_ms=0.01 + even[name] * size * 1e-3, base_ms=0.01, ms_per_weight=1e-3)
+        for name, size in sizes.items()
+    }
+    begun = begin_or_refuse(method, "latency", times=times)
+    if not begun:
         return
+    model, optimizer, sparsifier = begun
+    train(model, optimizer, range(STEPS))
+    if not sparsifier.reaches(0.3):  # it removes nothing but what the sparse kernels save as they are
+        return
+    left = sum(times[name].ms(sizes[name] - int(zeros.sum())) for name, zeros in zeros_of(sparsifier).items())
+    assert abs(left - 0.2 * sum(each.dense_ms for each in times.values())) <= 1.001e-3  # ms of one weight
+    assert sparsifier.reaches(0.8)
+
+
+def check_flops_target(method: Method) -> None:
+    """Exact, or refused."""
+    places = {"0": 64, "3": 36, "4": 36, "7": 1, "9": 1}
+    macs = {name: place * smooth().get_submodule(name).weight.numel() for name, place in places.items()}
+    begun = begin_or_refuse(method, "flops", macs=macs)
+    if not begun:
+        return
+    model, optimizer, sparsifier = begun
     train(model, optimizer, range(STEPS))
     if not sparsifier.reaches(0.1):  # it removes nothing at all, whatever is asked
         return
@@ -443,6 +470,7 @@ CHECKS = (
     check_projection_changes_no_state,
     check_sparsity_zero_is_dense_training,
     check_flops_target,
+    check_latency_target,
     check_forecast_of_mask_updates,
     check_two_passes_are_one_of_all_images,
     check_memory_layout_changes_nothing,

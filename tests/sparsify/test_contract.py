@@ -237,6 +237,7 @@ class ClimbsUp(ToyPruner):
         (LearnsFromProjecting, contract.check_projection_changes_no_state),
         (DecaysAlways, contract.check_sparsity_zero_is_dense_training),
         (IgnoresCosts, contract.check_flops_target),
+        (IgnoresCosts, contract.check_latency_target),
         (DecidesMoreOftenThanItSays, contract.check_forecast_of_mask_updates),
         (LearnsFromEachPass, contract.check_two_passes_are_one_of_all_images),
         (FollowsTheOrderInMemory, contract.check_memory_layout_changes_nothing),

@@ -13,6 +13,7 @@ def test_it_is_read_as_it_was_written(tmp_path):
     for summary in (
         SUMMARY(),
         SUMMARY(val_top1=45.5, val_top5=80.0, mask_updates=12, warnings=["the masks change only once"]),
+        SUMMARY(target="latency", modelled_ms_dense=2.0, modelled_ms=1.0, modelled_from="t.json"),
         SUMMARY(best={"chosen_on": "val", "epoch": 2}, finished=True),
     ):
         save_json(path, summary.plain())
@@ -23,6 +24,12 @@ def test_there_is_no_word_of_a_validation_that_was_not():
     assert not {"val_top1", "val_top5"} & SUMMARY().plain().keys()
     assert SUMMARY(val_top1=1.0, val_top5=5.0).plain()["val_top5"] == 5.0
     assert SUMMARY().plain()["mask_updates"] is None  # which means something
+
+
+def test_there_is_no_word_of_times_that_were_not_known():
+    assert not {"modelled_ms_dense", "modelled_ms", "modelled_from"} & SUMMARY().plain().keys()
+    assert SUMMARY().modelled_removed is None
+    assert SUMMARY(modelled_ms_dense=2.0, modelled_ms=0.5).modelled_removed == 0.75
 
 
 def test_a_summary_of_an_earlier_or_later_version_is_read(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from st3.durations import Length
+from st3.sparsify.costs import Costs
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.method import Method, Pruner
 from st3.sparsify.schedules import Schedule
@@ -26,7 +27,7 @@ class Dense(Method):
 
 
 class DensePruner(Pruner):
-    def weigh(self, costs: Tensor) -> None:
+    def weigh(self, costs: Costs) -> None:
         pass
 
     def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """ST-3, its σ variant and its ablations (Vanderschueren & De Vleeschouwer 2023, arXiv:2212.01076)."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,18 @@ import torch
 from torch import Tensor
 
 from st3.durations import Length
+from st3.sparsify.costs import Costs
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.kernels import kernels_for
 from st3.sparsify.method import GlobalThreshold, Pruner
-from st3.sparsify.projections import hard_threshold, power_threshold, rescale_factor, sigma, soft_threshold
+from st3.sparsify.projections import (
+    cost_scales,
+    hard_threshold,
+    power_threshold,
+    rescale_factor,
+    sigma,
+    soft_threshold,
+)
 from st3.sparsify.schedules import Schedule
 from st3.sparsify.thresholds import layer_thresholds
 
@@ -42,14 +51,24 @@ class ST3(GlobalThreshold):
     """Whether output channels without a weight that is not zero get a gradient."""
     layer_sigma: bool = False
     """ST-3σ: compare |w|/σ_l instead of |w| over the layers, which spreads the zeros more evenly."""
+    cost_exponent: float = 0.0
+    """γ of the thresholds τ·c_l^γ, c_l what one weight of layer l costs: the larger, the more zeros in costly ones."""
+    cost: Literal["macs", "time"] = "macs"
+    """c_l: its multiply-accumulates, or the time of each weight that is left, from method.times."""
 
     def validate(self) -> None:
         super().validate()
         self.check(self.exponent >= 1, "exponent", "must be at least 1: 1 is ST-3's, 3 Feather's")
         self.check(self.shrink == "soft" or self.exponent == 1, "exponent", "has no effect with method.shrink=hard")
         self.check(self.rescale or self.gradient != "rescaled", "gradient", "has no effect with method.rescale=false")
+        self.check(0 <= self.cost_exponent < math.inf, "cost_exponent", "must be 0 or more: 0 is ST-3's")
+        self.check(self.cost == "macs" or self.cost_exponent > 0, "cost", "has no effect with method.cost_exponent=0")
         if self.theta is not None:
             self.check_fraction("theta")
+
+    @property
+    def scales_by(self) -> Literal["", "macs", "time"]:
+        return self.cost if self.cost_exponent else ""
 
     def start(self, weights: Sequence[Tensor], schedule: Schedule, length: Length | None) -> "ST3Pruner":
         """Nothing is kept between steps. Raises `UserError` where `min_density` keeps more than the schedule."""
@@ -88,10 +107,14 @@ class HardSTE(ST3):
 class ST3Pruner(Pruner):
     def __init__(self, method: ST3):
         self.method = method
-        self._costs: Tensor | None = None
+        self._costs: Costs | None = None
+        self._cost_scales: list[float] | None = None
 
-    def weigh(self, costs: Tensor) -> None:
+    def weigh(self, costs: Costs) -> None:
         self._costs = costs
+
+    def scale_by(self, costs: Sequence[float]) -> None:
+        self._cost_scales = cost_scales(costs, self.method.cost_exponent)
 
     def project(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         method = self.method
@@ -102,32 +125,30 @@ class ST3Pruner(Pruner):
         return self.project_plainly(raw, sparsity, out)
 
     def _scales(self, raw: FlatWeights) -> list[float]:
-        return [sigma(w.shape) if self.method.layer_sigma else 1.0 for w in raw.layers]
+        """Of each layer: what its magnitudes are measured in when they are compared over the layers."""
+        scales = [sigma(w.shape) if self.method.layer_sigma else 1.0 for w in raw.layers]
+        if self._cost_scales is None:
+            return scales
+        return [scale * of_cost for scale, of_cost in zip(scales, self._cost_scales, strict=True)]
 
     def project_plainly(self, raw: FlatWeights, sparsity: Tensor, out: Sequence[Tensor]) -> Tensor:
         """`project` in plain PyTorch, layer by layer."""
         method, scales = self.method, self._scales(raw)
-        magnitudes = raw.flat.abs()
-        if method.layer_sigma:
+        magnitudes, scaling = raw.flat.abs(), any(scale != 1 for scale in scales)
+        if scaling:
             torch._foreach_mul_(raw.parts(magnitudes), [1 / scale for scale in scales])
         thresholds = layer_thresholds(
-            magnitudes, raw.sizes, sparsity, min_density=method.min_density, costs=self._costs_of_each(raw)
+            magnitudes, raw.sizes, sparsity, min_density=method.min_density, costs=self._costs
         )
         for weight, target, scale, tau in zip(raw.layers, out, scales, thresholds, strict=True):
-            # Thresholding w/σ_l by τ is thresholding w by τ·σ_l; doing it on w/σ_l makes the counts immune to rounding.
-            scaled = weight * (1 / scale) if method.layer_sigma else weight
+            # Thresholding w/s_l by τ is thresholding w by τ·s_l; doing it on w/s_l makes the counts immune to rounding.
+            scaled = weight * (1 / scale) if scaling else weight
             shrunk = self._shrink(scaled, tau)
-            if method.layer_sigma:
+            if scaling:
                 shrunk *= scale
             factor = rescale_factor(weight, scaled.abs() > tau) if method.rescale else 1
             torch.mul(shrunk, factor, out=target)
         return torch.stack([tau * scale for tau, scale in zip(thresholds, scales, strict=True)])
-
-    def _costs_of_each(self, raw: FlatWeights) -> Tensor | None:
-        if self._costs is None:
-            return None
-        costs = self._costs.to(raw.flat.device)  # the model may have been moved since
-        return torch.cat([cost.expand(size) for cost, size in zip(costs, raw.sizes, strict=True)])
 
     def _shrink(self, weight: Tensor, threshold: Tensor) -> Tensor:
         if self.method.shrink == "hard":

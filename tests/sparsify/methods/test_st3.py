@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from st3 import Sparsifier, UserError
 from st3.sparsify import METHODS, ST3, Constant, PolynomialRamp
+from st3.sparsify.costs import Costs, LayerCosts
 from st3.sparsify.flat_weights import FlatWeights
 from st3.sparsify.projections import hard_threshold, rescale_factor, soft_threshold
 
@@ -107,7 +108,7 @@ def test_training_equals_that_of_layers_which_project_their_weights(method):
 # The projection -------------------------------------------------------------------------------------------------------
 
 
-def project(method: ST3, raw: list[Tensor], sparsity: float, costs: Tensor | None = None) -> tuple[list, Tensor]:
+def project(method: ST3, raw: list[Tensor], sparsity: float, costs: Costs | None = None) -> tuple[list, Tensor]:
     """Sparse weights and thresholds."""
     sparse = [torch.empty_like(w) for w in raw]
     pruner = method.start(raw, RAMP, None)
@@ -146,10 +147,11 @@ def test_one_global_threshold_against_one_per_layer_in_sigma():
 
 @pytest.mark.parametrize("name", ["st3", "st3_sigma", "hard_ste"])
 def test_weighed_by_costs_the_requested_fraction_of_them_is_removed(name):
-    raw, costs = random((16, 8, 3, 3), (32, 16, 3, 3), (10, 32)), torch.tensor([1024, 256, 1])
-    total = sum(cost * w.numel() for cost, w in zip(costs.tolist(), raw, strict=True))
-    sparse, _ = project(METHODS[name](), raw, 0.75, costs)
-    removed = sum(cost * (w == 0).sum().item() for cost, w in zip(costs.tolist(), sparse, strict=True))
+    raw, each = random((16, 8, 3, 3), (32, 16, 3, 3), (10, 32)), [1024, 256, 1]
+    total = sum(cost * w.numel() for cost, w in zip(each, raw, strict=True))
+    costs = [LayerCosts.of_macs(cost * w.numel(), w.numel()) for cost, w in zip(each, raw, strict=True)]
+    sparse, _ = project(METHODS[name](), raw, 0.75, Costs("flops", costs))
+    removed = sum(cost * (w == 0).sum().item() for cost, w in zip(each, sparse, strict=True))
     assert abs(removed - 0.75 * total) <= 1024
     plain, _ = project(METHODS[name](), raw, 0.75)
     assert any(not torch.equal(one, other) for one, other in zip(sparse, plain, strict=True))
