@@ -16,6 +16,7 @@ import st3
 from st3.errors import UserError
 
 VERBS = {
+    "bench": "st3.deploy.bench",
     "check": "st3.check",
     "eval": "st3.deploy.eval",
     "export": "st3.deploy.export",

@@ -13,6 +13,7 @@ from st3.config import Config
 from st3.data import Data, build_data
 from st3.durations import Length
 from st3.measure import SparsityMeter
+from st3.measure.timing import spread
 from st3.sketch import sketch
 from st3.training.loop import fit
 from st3.training.machine import Machine
@@ -45,9 +46,9 @@ class EpochContender(Training):
     def check(self) -> Result:
         found = {"warm_up_seconds": self.state.warmup_seconds, "scores": self.state.scores}
         self.final_step(next(iter(self.data.train.epoch(0))))
-        found["data_share"] = harness.spread([a / b for a, b in zip(self.waiting, self.seconds, strict=True)])
+        found["data_share"] = spread([a / b for a, b in zip(self.waiting, self.seconds, strict=True)])
         images = self.plan.steps_per_epoch * self.plan.batch_size
-        found["images_per_second"] = harness.spread([images / each for each in self.seconds])
+        found["images_per_second"] = spread([images / each for each in self.seconds])
         return found | check_weights(self.name, self.sparsifier)
 
 

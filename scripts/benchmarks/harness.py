@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from st3.errors import UserError
+from st3.measure.timing import rotation, spread
 from st3.training.machine import Machine
 
 SPARSITY = 0.9
@@ -90,14 +89,10 @@ def contest(contenders: Sequence[Contender], reference: str, args: Namespace, wa
 def take_turns(jobs: Sequence[tuple[Callable[[], None], int, list[float]]], wait: Callable, args: Namespace) -> None:
     """In each round call every one of the `jobs` so many times in a row, and note the seconds per call.
 
-    The order rotates by round. No round but the first begins after `args.until`, as `time.perf_counter` counts.
+    See `rotation`.
     """
-    for number in range(args.rounds):
-        if number and time.perf_counter() > args.until:
-            break
-        first = number % max(1, len(jobs))
-        for call, times, seconds in [*jobs[first:], *jobs[:first]]:
-            seconds.append(timed(call, times, wait))
+    for call, times, seconds in rotation(jobs, args.rounds, args.until):
+        seconds.append(timed(call, times, wait))
 
 
 def timed(call: Callable[[], None], times: int, wait: Callable[[], None]) -> float:
@@ -108,13 +103,6 @@ def timed(call: Callable[[], None], times: int, wait: Callable[[], None]) -> flo
         call()
     wait()
     return (time.perf_counter() - begin) / times
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and extremes of the rounds, and the rounds themselves."""
-    low, first, middle, third, high = np.percentile(values, [0, 25, 50, 75, 100]).tolist()
-    found = {"n": len(values), "median": middle, "q1": first, "q3": third, "min": low, "max": high}
-    return found | {"rounds": list(values)}
 
 
 @dataclass

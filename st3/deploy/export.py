@@ -13,6 +13,7 @@ says what is wrong, and no file. export.json beside it says what was measured.
 examples:
   st3 export RUN                          RUN/export/onnx/model.onnx
   st3 export RUN --format mnn             RUN/export/mnn/model.mnn
+  st3 export RUN --format mnn --tune      the same; sparse kernels only where they are faster on this machine
   st3 export FILE.safetensors --out DIR   DIR/model.onnx
   st3 export RUN --pack                   RUN/export/pack/model.safetensors.gz, which st3 loads as it is
 """
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--format", choices=("onnx", "mnn", "torch", "coreml"), default="onnx", help="default: onnx")
     kind.add_argument("--pack", action="store_true", help="model.safetensors packed by gzip, bit for bit the same")
+    parser.add_argument(
+        "--tune", action="store_true", help="mnn: keep the dense kernels where they are faster on this machine"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the new folder (default: RUN/export/FORMAT)")
 
 
@@ -41,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from st3.deploy.exporting import export, pack
-    from st3.deploy.formats import FORMATS
+    from st3.deploy.formats import FORMATS, MNN
     from st3.deploy.network import find_network, load_trained
 
     source = find_network(options.network)
@@ -52,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
         before, after, path = pack(source, folder)
         print(f"written    {path}: {before / 1e6:.2f} MB → {after / 1e6:.2f} MB")
         return 0
-    kind = FORMATS[options.format]()
+    if options.tune and (options.pack or options.format != "mnn"):
+        raise UserError("--tune chooses MNN's kernels: add --format mnn")
+    kind = MNN(tune=True) if options.tune else FORMATS[options.format]()
     exported = export(load_trained(source, torch.device("cpu")), kind, folder)
     print(describe(exported, folder))
     return 0

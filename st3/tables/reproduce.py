@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st3.errors import UserError
+from st3.options import positive, positive_int
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -208,15 +209,3 @@ def _seeds(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"{text} must be different numbers, from the lower to the higher")
         seeds += span
     return seeds
-
-
-def positive_int(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be positive and finite")
-    return float(text)

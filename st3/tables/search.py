@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from st3.errors import UserError
-from st3.tables.reproduce import make_folder, positive, positive_int
+from st3.options import positive, positive_int
+from st3.tables.reproduce import make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

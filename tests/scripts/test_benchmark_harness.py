@@ -3,9 +3,10 @@ from argparse import Namespace
 
 import pytest
 from benchmarks import harness
-from benchmarks.harness import Contender, Section, contest, digits, spread, take_turns
+from benchmarks.harness import Contender, Section, contest, digits, take_turns
 
 from st3 import UserError
+from st3.measure.timing import spread
 from st3.training.machine import Machine
 
 

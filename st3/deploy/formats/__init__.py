@@ -10,4 +10,4 @@ from st3.deploy.formats.torch import Torch
 
 FORMATS: dict[str, Callable[[], Format]] = {"onnx": ONNX, "mnn": MNN, "torch": Torch, "coreml": CoreML}
 
-__all__ = ["FORMATS", "Format", "Network", "StoredWeight"]
+__all__ = ["FORMATS", "MNN", "Format", "Network", "StoredWeight"]

@@ -62,9 +62,8 @@ class Format(ABC):
     """Whether this machine can run such a file."""
 
     def __init__(self) -> None:
-        missing = [package for package, module in self.packages if find_spec(module) is None]
-        if missing:
-            raise UserError(f"{self.name} files need {', '.join(missing)}: pip install 'st3[{self.extra}]'")
+        if gone := missing(self.packages):
+            raise UserError(f"{self.name} files need {', '.join(gone)}: pip install 'st3[{self.extra}]'")
 
     def versions(self) -> dict[str, str]:
         """Of PyTorch and all that wrote and ran the file."""
@@ -81,6 +80,11 @@ class Format(ABC):
     @abstractmethod
     def weights(self, path: Path) -> list[StoredWeight]:
         """Every tensor in a file that may be a layer's weight."""
+
+
+def missing(packages: Sequence[tuple[str, str]]) -> list[str]:
+    """The distributions whose module is not there."""
+    return [package for package, module in packages if find_spec(module) is None]
 
 
 def one_line(error: BaseException | str, most: int = 200) -> str:

@@ -1,10 +1,6 @@
 """MNN, a runtime for phones and CPUs whose kernels for unstructured zeros are faster than dense ones."""
 
-import contextlib
-import os
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,15 +10,21 @@ from torch.export import ExportedProgram
 
 from st3.deploy.card import Card
 from st3.deploy.formats.format import Format, Network, StoredWeight, one_line
+from st3.deploy.formats.mnn_clock import cpu_options, output_aside, slower_when_sparse
+from st3.deploy.formats.mnn_file import stored_weights, tune
 from st3.deploy.formats.onnx import ONNX
 from st3.errors import UserError
 
 
 class MNN(Format):
-    """Made from an ONNX file. Layers with many zeros are stored without them, and computed by sparse kernels.
+    """Made from an ONNX file. Layers of more than 60 % zeros are stored without them, and computed by sparse kernels.
 
     The converter is called as a function. Its command, mnnconvert, is not: that installs a package by pip and reports
     the conversion to its makers.
+
+    Args:
+        tune: give a layer back to the dense kernels where these are faster, for one image on one thread of this
+            machine. Many zeros are not always enough: for 3×3 convolutions MNN has fast dense kernels (Winograd).
     """
 
     name: ClassVar = "mnn"
@@ -30,11 +32,21 @@ class MNN(Format):
     packages: ClassVar = (*ONNX.packages, ("MNN", "MNN"), ("flatbuffers", "flatbuffers"))
     extra: ClassVar = "mnn"
 
+    def __init__(self, tune: bool = False):
+        super().__init__()
+        self._tune = tune
+
     def write(self, program: ExportedProgram, card: Card, path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, ONNX.file)
+            source, dense = Path(folder, ONNX.file), Path(folder, "dense.mnn")
             ONNX().write(program, card, source)
             convert(source, path)
+            if self._tune:
+                convert(source, dense, sparse=False)
+                pixels = np.random.default_rng(0).random(
+                    (1, card.channels, card.image_size, card.image_size), np.float32
+                )
+                tune(dense, path, path, slower_when_sparse(dense, path, pixels))
         path.with_name("classes.txt").write_text("".join(f"{label}\n" for label in card.classes), encoding="utf-8")
 
     def open(self, path: Path, threads: int = 1) -> Network:
@@ -42,10 +54,7 @@ class MNN(Format):
             import MNN.expr as expr
             import MNN.nn as runtime
 
-            # "high" is float32, as everywhere else.
-            manager = runtime.create_runtime_manager(
-                ({"backend": "CPU", "precision": "high", "numThread": threads},)
-            )  # fmt: skip
+            manager = runtime.create_runtime_manager((cpu_options(threads),))
             network = runtime.load_module_from_file(str(path), ["pixels"], ["logits"], runtime_manager=manager)
 
         def run(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -55,7 +64,7 @@ class MNN(Format):
         return run
 
     def weights(self, path: Path) -> list[StoredWeight]:
-        return list(_stored(path))
+        return list(stored_weights(path))
 
 
 def convert(source: Path, path: Path, sparse: bool = True) -> None:
@@ -72,68 +81,3 @@ def convert(source: Path, path: Path, sparse: bool = True) -> None:
     if not path.exists():
         wrong = [line for line in said() if "rror" in line or "not support" in line.lower()]
         raise UserError(f"MNN's converter made no file: {one_line(' '.join(wrong or said()[-2:]))}")
-
-
-@contextlib.contextmanager
-def output_aside() -> Iterator:
-    """What C++ code writes to the process's own stdout and stderr goes to a file; yields what gives its lines."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        kept = [os.dup(number) for number in (1, 2)]
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-
-        def lines() -> list[str]:
-            file.seek(0)
-            return file.read().decode(errors="replace").splitlines()
-
-        try:
-            yield lines
-        finally:
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
-
-
-# The file, by the field numbers of MNN's schema (schema/default/MNN.fbs, CaffeOp.fbs and Tensor.fbs of its repository).
-_NET_OPS = 3
-_OP_KIND, _OP_CONTENT = 1, 2
-_CONVOLUTION, _BLOB = 9, 7  # kinds
-_WEIGHT, _COMPRESSED = 1, 3  # of a convolution
-_VALUES, _SIZE, _PLACES = 1, 12, 13  # of a compressed weight
-_FLOATS = 7  # of a blob
-
-
-def _stored(path: Path) -> Iterator[StoredWeight]:
-    from flatbuffers.number_types import Int32Flags, Uint8Flags
-    from flatbuffers.table import Table
-
-    content = bytearray(path.read_bytes())
-
-    def slot(field: int) -> int:
-        return 4 + 2 * field
-
-    def inner(table: Table, field: int) -> Table | None:
-        at = table.Offset(slot(field))
-        return Table(content, table.Indirect(at + table.Pos)) if at else None
-
-    def numbers(table: Table, field: int) -> NDArray | None:
-        at = table.Offset(slot(field))
-        return np.frombuffer(content, "<f4", table.VectorLen(at), table.Vector(at)) if at else None
-
-    net = Table(content, int.from_bytes(content[:4], "little"))
-    ops = net.Offset(slot(_NET_OPS))
-    for number in range(net.VectorLen(ops)):
-        op = Table(content, net.Indirect(net.Vector(ops) + 4 * number))
-        kind, main = op.GetSlot(slot(_OP_KIND), 0, Uint8Flags), inner(op, _OP_CONTENT)
-        if main is None or kind not in (_CONVOLUTION, _BLOB):
-            continue
-        values = numbers(main, _WEIGHT if kind == _CONVOLUTION else _FLOATS)
-        if values is not None and values.size:
-            yield StoredWeight.of(values)
-        elif kind == _CONVOLUTION and (compressed := inner(main, _COMPRESSED)):
-            kept = numbers(compressed, _VALUES)
-            if kept is not None and compressed.Offset(slot(_PLACES)):
-                size = compressed.GetSlot(slot(_SIZE), 0, Int32Flags)
-                yield StoredWeight(size, np.sort(kept[kept != 0]), sparse=True)
