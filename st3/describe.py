@@ -1,6 +1,7 @@
 """A run in words: what will be done, and what came out."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -178,6 +179,7 @@ def describe_result(result: Summary) -> str:
         f"warm-up {result.warmup_seconds:.1f} s, waiting for data {result.data_seconds:.1f} s",
         "memory": f"{result.peak_memory_bytes / 1e9:.2f} GB at the peak",
         "run": result.run_dir,
+        "next": f"st3 bench {shlex.quote(result.run_dir)} (what its zeros save here), st3 export (ONNX, MNN, …)",
     }
     text = "\n".join(f"{name:<10} {line}" for name, line in lines.items() if line)
     return "\n".join([text, *(f"warning    {warning}" for warning in result.warnings)])

@@ -40,6 +40,10 @@ class Run:
     def evaluations(self) -> list[dict[str, Any]]:
         return self.directory.evaluations() if self.directory else []
 
+    @cached_property
+    def benchmark(self) -> dict[str, Any] | None:
+        return self.directory.benchmark() if self.directory else None
+
 
 @dataclass(frozen=True)
 class Result:

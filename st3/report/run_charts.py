@@ -26,12 +26,15 @@ class Chart:
 
 
 def run_charts(run: Run) -> dict[str, Chart]:
-    """Name → chart: loss and accuracy, the ramp, the layers, and a confusion matrix for each evaluation that
-    has one. Raises KeyError or ValueError where a file of the run is damaged."""
+    """Name → chart: loss and accuracy, the ramp, the layers, a confusion matrix for each evaluation that has
+    one, and what the runtimes took if that was measured. Raises KeyError or ValueError where a file of the run is
+    damaged."""
     charts = {"training": _training(run), "ramp": _ramp(run), "layers": _layers(run.layers)}
     for number, evaluation in enumerate(run.evaluations):
         if "confusion" in evaluation and len(evaluation["classes"]) <= CLASSES:
             charts[f"confusion-{number}"] = _confusion(evaluation)
+    if run.benchmark:
+        charts |= _benchmark(run.benchmark)
     return {name: chart for name, chart in charts.items() if chart.data}
 
 
@@ -133,6 +136,56 @@ def _confusion(evaluation: dict[str, Any]) -> Chart:
         "yaxis": {"type": "category", "title": {"text": "true"}, "autorange": "reversed", "automargin": True},
     }
     return Chart([heat], layout, f"Confusion on {evaluation.get('split', 'an unnamed split')}, in % of each true class")
+
+
+def _benchmark(found: dict[str, Any]) -> dict[str, Chart]:
+    """A chart for each batch size, dense beside sparse in every runtime, and one of the layers in MNN."""
+    place = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''} of {found['device']}, {found['date'][:10]}"
+    charts = {}
+    for batch in found["batches"]:
+        bars = []
+        for kind, colour in (("dense", GREY), ("sparse", ORANGE)):
+            timings = [each for each in batch["timings"] if each["kind"] == kind]
+            ms = [each["cpu_ms"] for each in timings]
+            spread = {
+                "type": "data", "symmetric": False, "array": [_short(each["q3"] - each["median"]) for each in ms],
+                "arrayminus": [_short(each["median"] - each["q1"]) for each in ms],
+            }  # fmt: skip
+            bars.append({
+                "type": "bar", "orientation": "h", "name": kind, "marker": {"color": colour},
+                "x": [_short(each["median"]) for each in ms], "y": [each["runtime"] for each in timings],
+                "error_x": spread, "hovertemplate": "%{x:.3g} ms",
+            })  # fmt: skip
+        images = "1 image" if batch["size"] == 1 else f"{batch['size']} images"
+        gain = f"; zeros: {batch['gain']:.2f} times the fastest dense runtime's speed" if batch["gain"] else ""
+        charts[f"bench-{batch['size']}"] = Chart(bars, _of_times("y"), f"{images}, {place}{gain}")
+    layers = found["layers"]
+    points = [
+        {
+            "type": "scatter", "mode": "markers", "name": f"{kind} kernels", "marker": {"color": colour},
+            "x": [each["layer"] for each in layers], "y": [_short(each[f"{kind}_ms"]) for each in layers],
+            "text": [
+                f"{100 * each['zeros'] / each['weights']:.1f} % zeros; sparse kernels are "
+                + (f"faster from {100 * each['break_even']:.0f} % on" if each["break_even"] < 1 else "never faster")
+                for each in layers
+            ],
+            "hovertemplate": "%{y:.3g} ms<br>%{text}",
+        }
+        for kind, colour in (("dense", GREY), ("sparse", ORANGE))
+    ]  # fmt: skip
+    if layers:
+        charts["bench-layers"] = Chart(
+            points, _of_times("x"), f"Each layer in MNN, {found['batches'][0]['size']} at a time"
+        )
+    return charts
+
+
+def _of_times(names: str) -> dict[str, Any]:
+    """The axis with names, and the other one."""
+    labels = {"type": "category", "automargin": True, "showgrid": False}
+    labels |= {"autorange": "reversed"} if names == "y" else {"tickangle": -90, "tickfont": {"size": 9}}
+    other = "x" if names == "y" else "y"
+    return {f"{names}axis": labels, f"{other}axis": {"title": {"text": "process time (ms)"}, "rangemode": "tozero"}}
 
 
 def _line(name: str, x: list[float], y: list[float], colour: str, many: int = 2) -> dict[str, Any]:

@@ -107,6 +107,11 @@ class RunDirectory:
         """What evaluation/*.json hold, in the order of their names; empty where the run was not evaluated again."""
         return [_read_json(path) for path in sorted(self._file("evaluation").glob("*.json"))]
 
+    def benchmark(self) -> dict[str, Any] | None:
+        """What bench/bench.json holds; None where the run's network was not timed."""
+        path = self._file("bench") / "bench.json"
+        return _read_json(path) if path.exists() else None
+
     # Writing.
 
     def start(self, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, Any]) -> None:
