@@ -29,7 +29,7 @@ def test_python_m_is_the_same_door():
         ([], "st3: error: the following arguments are required: VERB, … (see st3 --help)"),
         (
             ["serch"],
-            "st3: error: serch is no verb: write check or eval or export or predict or report or reproduce or search "
+            "st3: error: serch is no verb: write bench or check or eval or export or predict or report or reproduce or search "
             "(see st3 --help)",
         ),
         (["reproduce"], "st3 reproduce: error: the following arguments are required: TABLE"),

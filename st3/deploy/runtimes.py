@@ -169,8 +169,8 @@ def contenders(
             yield from (Contender(runtime.name, kind, network) for kind, network in kinds.items())
     if files.dense_mnn and files.sparse_mnn:
         tuned = files.sparse_mnn.with_name("tuned.mnn")
-        slower = slower_when_sparse(files.dense_mnn, files.sparse_mnn, pixels, threads)
-        tune(files.dense_mnn, files.sparse_mnn, tuned, slower)
+        convert(files.sparse_onnx, tuned, sparse=False)  # the zeros in dense kernels
+        tune(tuned, files.sparse_mnn, tuned, slower_when_sparse(tuned, files.sparse_mnn, pixels, threads))
         yield Contender(TUNED, SPARSE, MNN().open(tuned, threads))
 
 
