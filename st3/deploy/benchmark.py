@@ -21,7 +21,7 @@ from st3.deploy.formats import MNN, Network
 from st3.deploy.layer_times import LayerTime, layer_times
 from st3.deploy.network import Trained
 from st3.deploy.pixel_program import PixelNetwork
-from st3.deploy.runtimes import DENSE, SPARSE, TUNED, Contender, Files, contenders, runtime_versions
+from st3.deploy.runtimes import DENSE, RUNTIMES, SPARSE, TUNED, Contender, Files, Runtime, contenders, runtime_versions
 from st3.measure.times import Times
 from st3.measure.timing import rotation, spread
 from st3.sparsify import LayerTimes, weight_layers
@@ -108,7 +108,7 @@ def benchmark(trained: Trained, sizes: Sequence[int], threads: int, rounds: int)
     Raises `UserError` where ONNX is not installed, or the network does not convert to it.
     """
     card, layers = trained.card, _zeros(trained)
-    images = [_images(trained, size) for size in sizes]
+    images = [images_of(trained, size) for size in sizes]
     with tempfile.TemporaryDirectory() as folder, pinned(threads):
         files = Files.make(trained, Path(folder))
         batches = [time_batch(trained, files, pixels, threads, rounds) for pixels in images]
@@ -136,7 +136,7 @@ def calibrate(trained: Trained, size: int, threads: int, rounds: int) -> Times:
     card, layers = trained.card, _zeros(trained)
     with tempfile.TemporaryDirectory() as folder, pinned(threads):
         found = layer_times(
-            Files.make(trained, Path(folder)), layers, _images(trained, size), threads, rounds
+            Files.make(trained, Path(folder)), layers, images_of(trained, size), threads, rounds
         )  # fmt: skip
     none = {name: LayerTimes(weights=w, dense_ms=0, base_ms=0, ms_per_weight=0) for name, (w, _) in layers.items()}
     return Times(
@@ -151,12 +151,19 @@ def calibrate(trained: Trained, size: int, threads: int, rounds: int) -> Times:
     )
 
 
-def time_batch(trained: Trained, files: Files, pixels: NDArray[np.float32], threads: int, rounds: int) -> Batch:
-    """All runtimes with `pixels` [B, C, H, W]; they take turns."""
+def time_batch(
+    trained: Trained,
+    files: Files,
+    pixels: NDArray[np.float32],
+    threads: int,
+    rounds: int,
+    runtimes: Sequence[Runtime] | None = None,
+) -> Batch:
+    """The runtimes (all, if none are given) with `pixels` [B, C, H, W]; they take turns."""
     with torch.no_grad():
         reference = PixelNetwork(trained.model, trained.card)(torch.from_numpy(pixels)).numpy()
     ready, absent, differences = list[Contender](), dict[str, str](), dict[int, float]()
-    for each in contenders(trained, files, threads, pixels):
+    for each in contenders(trained, files, threads, pixels, runtimes or RUNTIMES):
         if not isinstance(each, Contender):
             absent[each[0]] = each[1]
             continue
@@ -187,7 +194,8 @@ def _zeros(trained: Trained) -> dict[str, tuple[int, int]]:
     return {name: (w.numel(), int((w == 0).sum())) for name, w in weight_layers(trained.model).items()}
 
 
-def _images(trained: Trained, size: int) -> NDArray[np.float32]:
+def images_of(trained: Trained, size: int) -> NDArray[np.float32]:
+    """So many real images as pixels [B, C, H, W]; see `real_images`."""
     image = real_images(trained)[0]
     return np.resize(image, (size, *image.shape[1:]))
 

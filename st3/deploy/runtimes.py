@@ -151,10 +151,10 @@ TUNED = "MNN, tuned"
 
 
 def contenders(
-    trained: Trained, files: Files, threads: int, pixels: NDArray[np.float32]
+    trained: Trained, files: Files, threads: int, pixels: NDArray[np.float32], runtimes: Sequence[Runtime]
 ) -> Iterator[Contender | tuple[str, str]]:
     """Each runtime with the network dense, then sparse, after a first call with `pixels`; or its name and why not."""
-    for runtime in RUNTIMES:
+    for runtime in runtimes:
         if reason := runtime.absent():
             yield runtime.name, reason
             continue

@@ -42,7 +42,7 @@ def files(network, tmp_path_factory) -> Files:
 @pytest.fixture
 def without_compiler(monkeypatch):
     """Which takes half a minute."""
-    monkeypatch.setattr("st3.deploy.runtimes.RUNTIMES", tuple(r for r in RUNTIMES if not isinstance(r, Compiled)))
+    monkeypatch.setattr("st3.deploy.benchmark.RUNTIMES", tuple(r for r in RUNTIMES if not isinstance(r, Compiled)))
 
 
 def timing(runtime: str, kind: str, *ms: float) -> Timing:

@@ -11,6 +11,7 @@ from st3.errors import UserError
 from st3.report.formats import headings, to_text
 from st3.report.found import read_runs, run_paths
 from st3.report.notes import footnotes, remarks, warnings
+from st3.report.run_charts import run_charts
 
 
 def rows(results):
@@ -184,3 +185,38 @@ def test_a_damaged_evaluation_is_said(tmp_path):
     (folder / "test.json").write_text(json.dumps({"split": "test", "classes": ["a"], "confusion": [[1, 2]]}))
     [line] = warnings(read_runs([tmp_path]))
     assert line.startswith(f"Damaged, and not counted: {tmp_path / 'a'}: ")
+
+
+# What runtimes took ---------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmark_is_drawn_on_the_page_of_its_run(tmp_path):
+    def ms(median: float) -> dict:
+        return {"median": median, "q1": median - 0.1, "q3": median + 0.2}
+
+    timings = [
+        {"runtime": name, "kind": kind, "cpu_ms": ms(median), "wall_ms": ms(median), "difference": None}
+        for name, kind, median in (("ONNX Runtime", "dense", 4.0), ("MNN", "dense", 5.0), ("MNN", "sparse", 2.0))
+    ]
+    layer = {"layer": "conv", "weights": 10, "zeros": 9, "dense_ms": 2.0, "sparse_ms": 1.0, "break_even": 0.7}
+    found = {
+        "threads": 2, "device": "a processor", "date": "2026-11-28T10:00:00+00:00", "layers": [layer],
+        "batches": [{"size": 1, "timings": timings, "absent": {}, "gain": 2.0}],
+    }  # fmt: skip
+    folder = make(tmp_path / "a") / "bench"
+    folder.mkdir()
+    (folder / "bench.json").write_text(json.dumps(found))
+    [result] = read_runs([tmp_path]).measured
+    drawn = run_charts(result.runs[0])
+    bars = drawn["bench-1"]
+    assert "2 threads of a processor" in bars.title
+    assert "2.00 times" in bars.title
+    dense, sparse = bars.data
+    assert (dense["y"], dense["x"]) == (["ONNX Runtime", "MNN"], [4.0, 5.0])
+    assert (sparse["y"], sparse["x"], sparse["error_x"]["array"]) == (["MNN"], [2.0], [0.2])
+    assert [points["y"] for points in drawn["bench-layers"].data] == [[2.0], [1.0]]
+    assert "faster from 70 % on" in drawn["bench-layers"].data[0]["text"][0]
+    del found["batches"][0]["timings"]
+    (folder / "bench.json").write_text(json.dumps(found))
+    [line] = warnings(read_runs([tmp_path]))
+    assert line.startswith("Damaged, and not counted")
