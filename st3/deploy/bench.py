@@ -10,7 +10,7 @@ examples:
   st3 bench RUN                                   one image and 16 at a time, on one thread
   st3 bench RUN… --batch 1 --threads 2            several networks
   st3 bench FILE.safetensors --out DIR            a network by itself
-  st3 bench RUN --batch 1 --calibrate times.json  only the layers, for method.target=latency and method.cost=time
+  st3 bench RUN --calibrate times.json            only the layers, for method.target=latency and method.cost=time
 """
 
 import argparse
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "networks", metavar="RUN", type=Path, nargs="+", help="folders of finished runs, or files of networks"
     )
-    parser.add_argument("--batch", type=positive_ints, default=[1, 16], metavar="N,…", help="images (default: 1,16)")
+    parser.add_argument("--batch", type=positive_ints, metavar="N,…", help="images (default: 1,16; of layers 1)")
     parser.add_argument("--threads", type=positive_int, default=1, metavar="N", help="CPU threads (default: 1)")
     parser.add_argument("--rounds", type=positive_int, default=15, metavar="N", help="at most (default: 15)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/bench)")
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     from st3.training.checkpoints import save_json
 
     files = [find_network(each) for each in options.networks]
-    if options.calibrate and (len(files) > 1 or len(options.batch) > 1):
+    sizes = options.batch or ([1] if options.calibrate else [1, 16])
+    if options.calibrate and (len(files) > 1 or len(sizes) > 1):
         raise UserError("--calibrate measures one network at one batch size: give one RUN and --batch 1")
     if not options.calibrate and options.out is None and not all(each.is_dir() for each in options.networks):
         raise UserError("a network is a file, not a run: say with --out DIR where to write")
@@ -58,11 +59,11 @@ def run(options: argparse.Namespace) -> int:
     for path in files:
         trained = load_trained(path, torch.device("cpu"))
         if options.calibrate:
-            times = calibrate(trained, options.batch[0], options.threads, options.rounds)
+            times = calibrate(trained, sizes[0], options.threads, options.rounds)
             times.write(options.calibrate)
             print(f"{times.model}: {len(times.layers)} layers in {times.source}\nwritten    {options.calibrate}")
             continue
-        found = benchmark(trained, options.batch, options.threads, options.rounds)
+        found = benchmark(trained, sizes, options.threads, options.rounds)
         folder = options.out or path.parent / "bench"
         folder.mkdir(parents=True, exist_ok=True)
         save_json(folder / "bench.json", found.plain())

@@ -197,7 +197,7 @@ def test_layers_that_lose_are_named():
 def test_calibrated_times_are_what_a_training_aims_at(tmp_path):
     run = tmp_path / "run"
     assert st3_train(*TINY, f"run_dir={run}", "method=dense", "epochs=1").code in (0, 1)
-    answer = st3_("bench", run, "--batch", "1", "--calibrate", tmp_path / "times.json", "--rounds", "3")
+    answer = st3_("bench", run, "--calibrate", tmp_path / "times.json", "--rounds", "3")
     assert answer.code == 0, answer
     times = Times.read(tmp_path / "times.json")
     times.check("resnet20", (3, 8, 8))
@@ -215,7 +215,7 @@ def test_calibrated_times_are_what_a_training_aims_at(tmp_path):
 
 def test_what_cannot_be_timed_is_one_line(network, tmp_path, monkeypatch):
     assert "--out" in refused("bench", network)
-    assert "--batch 1" in refused("bench", network, "--calibrate", tmp_path / "times.json")
+    assert "--batch 1" in refused("bench", network, "--batch", "1,2", "--calibrate", tmp_path / "times.json")
     assert "give one RUN" in refused("bench", network, network, "--out", tmp_path)
     assert "different numbers" in refused("bench", network, "--batch", "1,1", "--out", tmp_path)
     assert "at least 1" in refused("bench", network, "--batch", "0", "--out", tmp_path)
@@ -224,7 +224,7 @@ def test_what_cannot_be_timed_is_one_line(network, tmp_path, monkeypatch):
     assert "finish it" in refused("bench", tmp_path / "run")
     monkeypatch.setattr("st3.deploy.formats.format.find_spec", lambda name: None)
     assert "pip install 'st3[export]'" in refused("bench", network, "--out", tmp_path)
-    assert "pip install 'st3[mnn]'" in refused("bench", network, "--batch", "1", "--calibrate", tmp_path / "times.json")
+    assert "pip install 'st3[mnn]'" in refused("bench", network, "--calibrate", tmp_path / "times.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
