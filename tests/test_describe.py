@@ -325,6 +325,7 @@ def test_the_result_in_words():
         "time       1.0 s, 2 epochs, 8 steps; warm-up 0.5 s, waiting for data 0.1 s",
         "memory     0.00 GB at the peak",
         "run        run",
+        "next       st3 bench run (what its zeros save here), st3 export (ONNX, MNN, …)",
         "warning    first",
         "warning    second",
     ]
