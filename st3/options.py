@@ -17,7 +17,10 @@ def positive(text: str) -> float:
 
 def positive_ints(text: str) -> list[int]:
     """Different ones, as in 1,16."""
-    numbers = [positive_int(part) for part in text.split(",")]
+    try:
+        numbers = [positive_int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} must be numbers, as in 1,16") from error
     if len(set(numbers)) < len(numbers):
         raise argparse.ArgumentTypeError(f"{text} must be different numbers")
     return numbers

@@ -14,6 +14,7 @@ examples:
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,12 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--calibrate measures one network at one batch size: give one RUN and --batch 1")
     if not options.calibrate and options.out is None and not all(each.is_dir() for each in options.networks):
         raise UserError("a network is a file, not a run: say with --out DIR where to write")
-    if options.out and len(files) > 1:
-        raise UserError("--out is for one network: give one RUN")
-    for path in files:
+    if options.out and (len(files) > 1 or options.calibrate):
+        raise UserError("--out is for the report of one network: give one RUN, and no --calibrate")
+    folders = [make_folder(options.out or path.parent / "bench") for path in files if not options.calibrate]
+    if options.calibrate and not options.calibrate.parent.is_dir():
+        raise UserError(f"{options.calibrate.parent}, where times are to be written, is no folder")
+    for number, path in enumerate(files):
         trained = load_trained(path, torch.device("cpu"))
         if options.calibrate:
             times = calibrate(trained, sizes[0], options.threads, options.rounds)
@@ -64,13 +68,25 @@ def run(options: argparse.Namespace) -> int:
             print(f"{times.model}: {len(times.layers)} layers in {times.source}\nwritten    {options.calibrate}")
             continue
         found = benchmark(trained, sizes, options.threads, options.rounds)
-        folder = options.out or path.parent / "bench"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_json(folder / "bench.json", found.plain())
-        draw_benchmark(found, folder / "bench.png")
-        print(describe(found))
+        print(describe(found), flush=True)
+        folder = folders[number]
+        try:
+            save_json(folder / "bench.json", found.plain())
+            draw_benchmark(found, folder / "bench.png")
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}): make room, or choose --out DIR") from error
         print(f"written    {folder / 'bench'}.json, .png", flush=True)
     return 0
+
+
+def make_folder(path: Path) -> Path:
+    """Before minutes of measuring. Raises `UserError` where it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from error
 
 
 def describe(found: "Benchmark") -> str:
@@ -78,7 +94,7 @@ def describe(found: "Benchmark") -> str:
     threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
     lines = [f"{found.model}, {100 * found.sparsity:.2f} % zeros, {threads} of {found.device}"]
     for batch in found.batches:
-        lines += ["", *table(batch), verdict(batch)]
+        lines += ["", *table(batch), *([verdict(batch)] if found.sparsity else [])]
     if found.layers:
         lines += ["", layers_in_words(found)]
     return "\n".join(lines)
@@ -88,10 +104,11 @@ def table(batch: "Batch") -> list[str]:
     """A line for each runtime."""
     n = min(each.cpu_ms["n"] for each in batch.timings)
     images = "1 image" if batch.size == 1 else f"{batch.size} images"
-    heading = f"{images}, ms of process time, median of {n} (middle half)"
+    clock = "process time" if batch.clock == "cpu_ms" else "wall time"
+    heading = f"{images}, ms of {clock}, median of {n} (middle half)"
     lines = [heading, f"  {'':<18} {'dense':<26} {'sparse':<26} dense / sparse"]
     for runtime in dict.fromkeys(each.runtime for each in batch.timings):
-        kinds = {each.kind: each.cpu_ms for each in batch.timings if each.runtime == runtime}
+        kinds = {each.kind: batch.ms(each) for each in batch.timings if each.runtime == runtime}
         dense, sparse = kinds.get("dense"), kinds["sparse"]
         ratio = f"{dense['median'] / sparse['median']:.2f}" if dense else ""
         lines.append(f"  {runtime:<18} {_spread(dense):<26} {_spread(sparse):<26} {ratio}".rstrip())
@@ -103,21 +120,24 @@ def verdict(batch: "Batch") -> str:
     dense, sparse = batch.fastest("dense"), batch.fastest("sparse", uses_zeros=True)
     if not (dense and sparse and batch.gain):
         return "No runtime that uses zeros is installed: pip install 'st3[mnn]'"
+    mine, others = batch.ms(sparse), batch.ms(dense)
     times = (
-        f"{sparse.runtime} with sparse kernels {sparse.cpu_ms['median']:.3g} ms, "
-        f"{dense.runtime} with dense ones {dense.cpu_ms['median']:.3g} ms"
+        f"{sparse.runtime} with sparse kernels {mine['median']:.3g} ms, "
+        f"{dense.runtime} with dense ones {others['median']:.3g} ms"
     )
-    if sparse.cpu_ms["q3"] < dense.cpu_ms["q1"]:
+    if mine["q3"] < others["q1"]:
         return f"The zeros pay: {times}: {batch.gain:.2f} times as fast as the fastest dense runtime."
-    if sparse.cpu_ms["q1"] > dense.cpu_ms["q3"]:
+    if mine["q1"] > others["q3"]:
         return f"The sparse kernels are slower here: {times}: {batch.gain:.2f} times as fast."
     return f"The zeros make no difference that could be told here: {times}."
 
 
 def layers_in_words(found: "Benchmark") -> str:
     """Where sparse kernels lose, and from how many zeros on they would win."""
-    slower = [each for each in found.layers if each.sparse_ms > each.dense_ms]
-    text = f"Sparse kernels are faster in {len(found.layers) - len(slower)} of {len(found.layers)} layers"
+    sparse = [each for each in found.layers if each.has_sparse_kernel]
+    slower = [each for each in sparse if each.sparse_ms > each.dense_ms]
+    text = f"{len(sparse)} of {len(found.layers)} layers have zeros enough for MNN's sparse kernels"
+    text += f", which are faster in {len(sparse) - len(slower)}" if sparse else ""
     worst = sorted(slower, key=lambda each: each.dense_ms - each.sparse_ms)[:SHOWN]
     if not worst:
         return f"{text}."

@@ -28,7 +28,7 @@ def draw_benchmark(found: Benchmark, path: Path) -> None:
 def _bars(axes: Any, batch: Batch) -> None:
     runtimes = list(dict.fromkeys(each.runtime for each in batch.timings))
     for each in batch.timings:
-        ms = each.cpu_ms
+        ms = batch.ms(each)
         place = runtimes.index(each.runtime) + (0.2 if each.kind == "sparse" else -0.2)
         colour = GREY if each.kind == "dense" else ORANGE if each.uses_zeros else BLUE
         spread = [[ms["median"] - ms["q1"]], [ms["q3"] - ms["median"]]]
@@ -36,13 +36,14 @@ def _bars(axes: Any, batch: Batch) -> None:
         axes.text(ms["q3"], place, f" {ms['median']:.3g}", va="center", fontsize=8)
     dense = batch.fastest("dense")
     if dense:
-        axes.axvline(dense.cpu_ms["median"], color="black", linewidth=1, linestyle="--")
+        axes.axvline(batch.ms(dense)["median"], color="black", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(runtimes)), runtimes)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(
         title="1 image" if batch.size == 1 else f"{batch.size} images",
-        xlabel="process time (ms), dashed: fastest dense one\ngrey: dense; blue: sparse, zeros not used; orange: used",
+        xlabel=f"{'process' if batch.clock == 'cpu_ms' else 'wall'} time (ms), dashed: fastest dense one\n"
+        "grey: dense; blue: sparse, zeros not used; orange: used",
     )
     axes.spines[["top", "right"]].set_visible(False)
 

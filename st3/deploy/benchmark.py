@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from st3.deploy.exporting import real_images
+from st3.deploy.exporting import real_images, reference_logits
 from st3.deploy.formats import MNN, Network
 from st3.deploy.layer_times import LayerTime, layer_times
 from st3.deploy.network import Trained
-from st3.deploy.pixel_program import PixelNetwork
 from st3.deploy.runtimes import DENSE, RUNTIMES, SPARSE, TUNED, Contender, Files, Runtime, contenders, runtime_versions
+from st3.errors import UserError
 from st3.measure.times import Times
 from st3.measure.timing import rotation, spread
 from st3.sparsify import LayerTimes, weight_layers
@@ -59,20 +59,26 @@ class Batch:
     """All runtimes at one batch size."""
 
     size: int
+    clock: str
+    """By which runtimes are compared: cpu_ms; wall_ms with several threads, whose process times add up."""
     timings: tuple[Timing, ...]
     absent: dict[str, str]
     """Runtime → why it was not timed."""
 
     def fastest(self, kind: str, uses_zeros: bool = False) -> Timing | None:
-        """By the median process time."""
+        """By the median."""
         among = [each for each in self.timings if each.kind == kind and each.uses_zeros == uses_zeros]
-        return min(among, key=lambda each: each.cpu_ms["median"], default=None)
+        return min(among, key=lambda each: self.ms(each)["median"], default=None)
+
+    def ms(self, timing: Timing) -> dict[str, Any]:
+        """The spread of the times that count."""
+        return timing.cpu_ms if self.clock == "cpu_ms" else timing.wall_ms
 
     @property
     def gain(self) -> float | None:
         """Time of the fastest dense runtime / that of the fastest one that uses the zeros; None without such a one."""
         dense, sparse = self.fastest(DENSE), self.fastest(SPARSE, uses_zeros=True)
-        return dense.cpu_ms["median"] / sparse.cpu_ms["median"] if dense and sparse else None
+        return self.ms(dense)["median"] / self.ms(sparse)["median"] if dense and sparse else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +141,10 @@ def calibrate(trained: Trained, size: int, threads: int, rounds: int) -> Times:
     MNN()
     card, layers = trained.card, _zeros(trained)
     with tempfile.TemporaryDirectory() as folder, pinned(threads):
-        found = layer_times(
-            Files.make(trained, Path(folder)), layers, images_of(trained, size), threads, rounds
-        )  # fmt: skip
+        files = Files.make(trained, Path(folder))
+        if files.mnn_error:
+            raise UserError(files.mnn_error)
+        found = layer_times(files, layers, images_of(trained, size), threads, rounds)
     none = {name: LayerTimes(weights=w, dense_ms=0, base_ms=0, ms_per_weight=0) for name, (w, _) in layers.items()}
     return Times(
         runtime=f"MNN {runtime_versions()['MNN']}",
@@ -160,8 +167,7 @@ def time_batch(
     runtimes: Sequence[Runtime] | None = None,
 ) -> Batch:
     """The runtimes (all, if none are given) with `pixels` [B, C, H, W]; they take turns."""
-    with torch.no_grad():
-        reference = PixelNetwork(trained.model, trained.card)(torch.from_numpy(pixels)).numpy()
+    reference = reference_logits(trained, pixels)
     ready, absent, differences = list[Contender](), dict[str, str](), dict[int, float]()
     for each in contenders(trained, files, threads, pixels, runtimes or RUNTIMES):
         if not isinstance(each, Contender):
@@ -171,6 +177,7 @@ def time_batch(
             difference = float(np.abs(each.network(pixels) - reference).max() / np.abs(reference).max())
             if not difference <= WRONG:
                 absent[each.runtime] = f"its logits are {difference:.1e} of the largest one away from PyTorch's"
+                ready = [other for other in ready if other.runtime != each.runtime]
                 continue
             differences[id(each)] = difference
         ready.append(each)
@@ -185,7 +192,10 @@ def time_batch(
         each.cpu.append(1e3 * (time.process_time() - cpu) / count)
         each.wall.append(1e3 * (time.perf_counter() - wall) / count)
     return Batch(
-        size=len(pixels), timings=tuple(_timing(each, differences.get(id(each))) for each in ready), absent=absent
+        size=len(pixels),
+        clock="cpu_ms" if threads == 1 else "wall_ms",
+        timings=tuple(_timing(each, differences.get(id(each))) for each in ready),
+        absent=absent,
     )
 
 
@@ -218,8 +228,14 @@ def _seconds(network: Network, pixels: NDArray[np.float32]) -> float:
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """PyTorch has so many threads, and the process so many cores, where the system allows that."""
-    before, cores = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    """PyTorch has so many threads, and the process so many cores, where the system allows that.
+
+    Raises `UserError` where there are not so many.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    before, available = torch.get_num_threads(), len(cores) if cores else os.cpu_count() or 1
+    if threads > available:
+        raise UserError(f"--threads {threads} is more than the {available} cores of this machine")
     torch.set_num_threads(threads)
     if cores:
         os.sched_setaffinity(0, sorted(cores)[:threads])

@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from st3.deploy.formats import FORMATS, MNN
     from st3.deploy.network import find_network, load_trained
 
+    if options.tune and (options.pack or options.format != "mnn"):
+        raise UserError("--tune chooses MNN's kernels: write it with --format mnn")
     source = find_network(options.network)
     if options.out is None and not options.network.is_dir():
         raise UserError(f"{options.network} is a file: say with --out DIR where to write")
@@ -56,8 +58,6 @@ def run(options: argparse.Namespace) -> int:
         before, after, path = pack(source, folder)
         print(f"written    {path}: {before / 1e6:.2f} MB → {after / 1e6:.2f} MB")
         return 0
-    if options.tune and (options.pack or options.format != "mnn"):
-        raise UserError("--tune chooses MNN's kernels: add --format mnn")
     kind = MNN(tune=True) if options.tune else FORMATS[options.format]()
     exported = export(load_trained(source, torch.device("cpu")), kind, folder)
     print(describe(exported, folder))

@@ -20,7 +20,7 @@ from st3.data import build_split
 from st3.data.datasets import fashion_mnist_embedded
 from st3.deploy.card import Card
 from st3.deploy.formats import Format, Network, StoredWeight
-from st3.deploy.network import Trained
+from st3.deploy.network import Trained, load_trained
 from st3.deploy.pixel_program import PixelNetwork, pixel_program, program_weights
 from st3.errors import UserError
 from st3.sparsify import weight_layers
@@ -79,14 +79,15 @@ def export(trained: Trained, kind: Format, folder: Path) -> Exported:
         UserError: `folder` exists or cannot be made, the network has what the format has not, or the file is wrong.
     """
     with _new_folder(folder) as aside:
+        pixels, source = real_images(trained)
+        reference = reference_logits(trained, pixels)
         program = pixel_program(trained)
         path = aside / kind.file
         kind.write(program, trained.card, path)
         layers = find_layers(program_weights(program, trained.model), weight_layers(trained.model), kind.weights(path))
         difference, checked = None, "not run: this kind of file runs on other machines only"
         if kind.runs_here:
-            pixels, source = real_images(trained)
-            difference = compare(kind.open(path), trained, pixels)
+            difference = compare(kind.open(path), pixels, reference)
             checked = f"{len(pixels)} {source}, one at a time and together"
         result = Exported(
             format=kind.name,
@@ -116,10 +117,14 @@ def pack(source: Path, folder: Path) -> tuple[int, int, Path]:
     """
     if source.suffix != ".safetensors":
         raise UserError(f"--pack is for model.safetensors, not {source}")
+    load_trained(source, torch.device("cpu"))  # says what is wrong with it
     content = source.read_bytes()
     packed = gzip.compress(content, 9, mtime=0)
     with _new_folder(folder) as aside:
-        (aside / f"{source.name}.gz").write_bytes(packed)
+        path = aside / f"{source.name}.gz"
+        path.write_bytes(packed)
+        if gzip.decompress(path.read_bytes()) != content:
+            raise wrong_file("unpacked, it is not what was packed")
     return len(content), len(packed), folder / f"{source.name}.gz"
 
 
@@ -137,9 +142,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o755)  # a temporary folder is its owner's only
         aside.rename(folder)
-    except BaseException:
+    except OSError as error:  # a full disk; somebody else was faster
+        raise UserError(f"{folder} cannot be written ({error.strerror}): make room, or choose another --out") from error
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def describe_input(card: Card) -> str:
@@ -172,19 +178,28 @@ def find_layers(
 
 
 @torch.no_grad()
-def compare(network: Network, trained: Trained, pixels: NDArray[np.float32]) -> float:
-    """The largest difference of a logit from PyTorch's, in units of the largest logit.
+def reference_logits(trained: Trained, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """PyTorch's logits [B, classes] for `pixels` [B, C, H, W].
 
-    Raises `UserError` where it is above `TOLERANCE` or a top-1 differs, and where all that would show nothing, because
-    the logits do not depend on the image.
+    Raises `UserError` where comparing with them would show nothing: they do not depend on the image, or are not finite.
     """
-    reference = PixelNetwork(trained.model, trained.card).eval()(torch.from_numpy(pixels)).numpy()
-    scale = float(np.abs(reference).max())
-    if not np.ptp(reference, axis=0).max() > TOLERANCE * scale:
+    logits = PixelNetwork(trained.model, trained.card).eval()(torch.from_numpy(pixels)).numpy()
+    if not np.isfinite(logits).all():
+        raise UserError("this network's logits are not finite: give one whose training ended well")
+    if len(pixels) > 1 and not np.ptp(logits, axis=0).max() > TOLERANCE * np.abs(logits).max():
         raise UserError(
             f"the logits of this network are the same for {len(pixels)} different images, so that no file can be "
             "checked: give one that has learned something"
         )
+    return logits
+
+
+def compare(network: Network, pixels: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """The largest difference of a logit from `reference`, in units of its largest one; alone and in a batch.
+
+    Raises `UserError` where it is above `TOLERANCE` or a top-1 differs.
+    """
+    scale = float(np.abs(reference).max())
     worst = 0.0
     batches = [pixels[i : i + 1] for i in range(len(pixels))], [pixels]
     for parts in batches:
@@ -227,7 +242,7 @@ def real_images(trained: Trained) -> tuple[NDArray[np.float32], str]:
     grey = torch.as_tensor(embedded.inputs)[:BATCH].float().view(BATCH, 1, 28, 28) / 255
     size = card.image_size, card.image_size
     pixels = torch.nn.functional.interpolate(grey, size, mode="bilinear").expand(-1, card.channels, -1, -1)
-    return pixels.contiguous().numpy(), "embedded images of Fashion-MNIST, enlarged"
+    return pixels.contiguous().numpy(), "embedded images of Fashion-MNIST, fitted to the size"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from st3.deploy.formats.mnn import convert
 from st3.deploy.formats.mnn_clock import operation_times
+from st3.deploy.formats.mnn_file import sparse_layers
 from st3.deploy.runtimes import Files, edit_weights
 from st3.sparsify import LayerTimes
 
@@ -26,11 +27,13 @@ class LayerTime:
     zeros: int
     dense_ms: float
     sparse_ms: float
-    """As the network is, in the file with sparse kernels; where this layer has too few zeros that is dense, too."""
+    """As the network is, in the file with sparse kernels."""
     base_ms: float
     """Of the line through the times of sparse kernels at several densities: for no weight,"""
     ms_per_weight: float
     """and for each weight that is not zero."""
+    has_sparse_kernel: bool
+    """Whether the network, as it is, has a sparse kernel in this layer."""
 
     @property
     def break_even(self) -> float:
@@ -64,8 +67,9 @@ def layer_times(
             convert(source, made)
             paths[str(density)] = made
         medians = operation_times(paths, pixels, threads, rounds)
+        can_be_sparse = sparse_layers(paths[str(DENSITIES[-1])])
 
-    found = []
+    found, sparse_kernels = [], sparse_layers(files.sparse_mnn)
     for layer, (weights, zeros) in layers.items():
         op = _op(layer, medians["dense"], last=layer == list(layers)[-1])
         if op is None or any(op not in each for each in medians.values()):
@@ -73,12 +77,15 @@ def layer_times(
         kept = [max(1, round(density * weights)) for density in DENSITIES]
         slope, base = np.polyfit(kept, [medians[str(density)][op] for density in DENSITIES], 1)
         dense, sparse = medians["dense"][op], medians["sparse"][op]
-        found.append(LayerTime(layer, weights, zeros, dense, sparse, max(0.0, float(base)), max(0.0, float(slope))))
+        if op not in can_be_sparse:  # grouped convolutions have dense kernels only
+            slope, base = 0.0, dense
+        line = max(0.0, float(base)), max(0.0, float(slope))
+        found.append(LayerTime(layer, weights, zeros, dense, sparse, *line, op in sparse_kernels))
     return found
 
 
-def _masked(density: float) -> Callable[[str, NDArray], NDArray]:
-    def mask(_: str, values: NDArray) -> NDArray:
+def _masked(density: float) -> Callable[[NDArray], NDArray]:
+    def mask(values: NDArray) -> NDArray:
         keep = np.random.default_rng(0).permutation(values.size) < max(1, round(density * values.size))
         return np.where(keep.reshape(values.shape), values, 0).astype(values.dtype)
 

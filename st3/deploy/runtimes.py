@@ -19,6 +19,7 @@ from st3.deploy.formats.mnn_file import tune
 from st3.deploy.formats.onnx import ONNX
 from st3.deploy.network import Trained
 from st3.deploy.pixel_program import PixelNetwork, pixel_program
+from st3.errors import UserError
 
 DENSE, SPARSE = "dense", "sparse"
 
@@ -32,9 +33,9 @@ class Contender:
     """dense: every zero is replaced by a small number, so that there is none to skip; or sparse: as it is."""
     network: Network
     cpu: list[float] = field(default_factory=list)
-    """Seconds of process time of a call, in each round: of all threads together, without what other programs take."""
+    """Milliseconds of process time of a call, in each round: of all threads together, without other programs'."""
     wall: list[float] = field(default_factory=list)
-    """Seconds that passed."""
+    """Milliseconds that passed."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,23 @@ class Files:
     dense_mnn: Path | None
     """None without MNN."""
     sparse_mnn: Path | None
+    mnn_error: str = ""
+    """Why the network did not convert to MNN."""
 
     @classmethod
     def make(cls, trained: Trained, folder: Path) -> "Files":
         """Into `folder`. Raises `UserError` where ONNX is not installed, or the network does not convert to it."""
         sparse, dense = folder / "sparse.onnx", folder / "dense.onnx"
         ONNX().write(pixel_program(trained), trained.card, sparse)
-        edit_weights(sparse, dense, lambda _, values: without_zeros(values))
+        edit_weights(sparse, dense, without_zeros)
         if missing(MNN.packages):
             return cls(dense, sparse, None, None)
         made = folder / "dense.mnn", folder / "sparse.mnn"
-        convert(dense, made[0], sparse=False)
-        convert(sparse, made[1])
+        try:
+            convert(dense, made[0], sparse=False)
+            convert(sparse, made[1])
+        except UserError as error:
+            return cls(dense, sparse, None, None, str(error))
         return cls(dense, sparse, *made)
 
 
@@ -141,13 +147,14 @@ class MnnRuntime(Runtime):
 
     def open(self, trained: Trained, files: Files, kind: str, threads: int) -> Network:
         path = files.dense_mnn if kind == DENSE else files.sparse_mnn
-        assert path is not None
+        if path is None:
+            raise UserError(files.mnn_error)
         return MNN().open(path, threads)
 
 
 RUNTIMES: tuple[Runtime, ...] = (Eager(), Compiled(), OnnxRuntime(), OpenVINO(), MnnRuntime())
 TUNED = "MNN, tuned"
-"""MNN with the file that `st3 export --format mnn --tune` writes."""
+"""MNN with kernels chosen as by `st3 export --format mnn --tune`, but for this batch and these threads."""
 
 
 def contenders(
@@ -167,22 +174,27 @@ def contenders(
             yield runtime.name, one_line(error)
         else:
             yield from (Contender(runtime.name, kind, network) for kind, network in kinds.items())
-    if files.dense_mnn and files.sparse_mnn:
+    if files.sparse_mnn and any(isinstance(each, MnnRuntime) for each in runtimes):
         tuned = files.sparse_mnn.with_name("tuned.mnn")
-        convert(files.sparse_onnx, tuned, sparse=False)  # the zeros in dense kernels
-        tune(tuned, files.sparse_mnn, tuned, slower_when_sparse(tuned, files.sparse_mnn, pixels, threads))
-        yield Contender(TUNED, SPARSE, MNN().open(tuned, threads))
+        try:
+            convert(files.sparse_onnx, tuned, sparse=False)  # the zeros in dense kernels
+            tune(tuned, files.sparse_mnn, tuned, slower_when_sparse(tuned, files.sparse_mnn, pixels, threads))
+            network = MNN().open(tuned, threads)
+        except Exception as error:  # as above
+            yield TUNED, one_line(error)
+        else:
+            yield Contender(TUNED, SPARSE, network)
 
 
-def edit_weights(source: Path, target: Path, change: Callable[[str, NDArray], NDArray]) -> None:
-    """Write the ONNX file `source` with its weights (tensors of two and more dimensions) as `change` of their name and
-    values gives them."""
+def edit_weights(source: Path, target: Path, change: Callable[[NDArray], NDArray]) -> None:
+    """Write the ONNX file `source` with the weights of its convolutions and matrix products as `change` gives them."""
     import onnx
 
     model = onnx.load(source)
+    weights = {name for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul") for name in node.input}
     for tensor in model.graph.initializer:
-        if len(tensor.dims) > 1:
-            changed = change(tensor.name, onnx.numpy_helper.to_array(tensor))
+        if tensor.name in weights and len(tensor.dims) > 1:  # one dimension: a bias
+            changed = change(onnx.numpy_helper.to_array(tensor))
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(changed), tensor.name))
     onnx.save(model, target)
 
@@ -190,7 +202,7 @@ def edit_weights(source: Path, target: Path, change: Callable[[str, NDArray], ND
 def without_zeros(values: NDArray) -> NDArray:
     """A copy in which numbers a hundred times smaller than the others stand where there were zeros."""
     noise = np.random.default_rng(0).uniform(0.5, 1.0, values.shape).astype(values.dtype)
-    scale = np.abs(values).mean() / 100 or 1e-3
+    scale = np.abs(values[values != 0]).mean() / 100 if values.any() else 1e-3
     return np.where(values == 0, noise * values.dtype.type(scale), values)
 
 

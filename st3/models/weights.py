@@ -111,8 +111,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         if is_packed(path):
             with gzip.open(path) as packed:  # a length of 8 bytes, then so much JSON
                 length = int.from_bytes(packed.read(8), "little")
-                return json.loads(packed.read(min(length, _LONGEST_HEADER))).get("__metadata__", {})
-    except (OSError, EOFError, ValueError, SafetensorError, zlib.error) as error:
+                metadata = json.loads(packed.read(min(length, _LONGEST_HEADER))).get("__metadata__", {})
+                return {str(key): str(value) for key, value in metadata.items()}
+    except (OSError, EOFError, ValueError, AttributeError, SafetensorError, zlib.error) as error:
         raise UserError(f"{path} is no safetensors file, or damaged ({str(error)[:120]}): give another") from error
     return {}
 

@@ -146,7 +146,7 @@ def _benchmark(found: dict[str, Any]) -> dict[str, Chart]:
         bars = []
         for kind, colour in (("dense", GREY), ("sparse", ORANGE)):
             timings = [each for each in batch["timings"] if each["kind"] == kind]
-            ms = [each["cpu_ms"] for each in timings]
+            ms = [each[batch["clock"]] for each in timings]
             spread = {
                 "type": "data", "symmetric": False, "array": [_short(each["q3"] - each["median"]) for each in ms],
                 "arrayminus": [_short(each["median"] - each["q1"]) for each in ms],
@@ -158,14 +158,16 @@ def _benchmark(found: dict[str, Any]) -> dict[str, Chart]:
             })  # fmt: skip
         images = "1 image" if batch["size"] == 1 else f"{batch['size']} images"
         gain = f"; zeros: {batch['gain']:.2f} times the fastest dense runtime's speed" if batch["gain"] else ""
-        charts[f"bench-{batch['size']}"] = Chart(bars, _of_times("y"), f"{images}, {place}{gain}")
+        charts[f"bench-{batch['size']}"] = Chart(bars, _of_times("y", batch["clock"]), f"{images}, {place}{gain}")
     layers = found["layers"]
     points = [
         {
             "type": "scatter", "mode": "markers", "name": f"{kind} kernels", "marker": {"color": colour},
             "x": [each["layer"] for each in layers], "y": [_short(each[f"{kind}_ms"]) for each in layers],
             "text": [
-                f"{100 * each['zeros'] / each['weights']:.1f} % zeros; sparse kernels are "
+                f"{100 * each['zeros'] / each['weights']:.1f} % zeros"
+                + ("" if each["has_sparse_kernel"] else ", no sparse kernel")
+                + "; sparse kernels are "
                 + (f"faster from {100 * each['break_even']:.0f} % on" if each["break_even"] < 1 else "never faster")
                 for each in layers
             ],
@@ -175,17 +177,18 @@ def _benchmark(found: dict[str, Any]) -> dict[str, Chart]:
     ]  # fmt: skip
     if layers:
         charts["bench-layers"] = Chart(
-            points, _of_times("x"), f"Each layer in MNN, {found['batches'][0]['size']} at a time"
+            points, _of_times("x", "cpu_ms"), f"Each layer in MNN, {found['batches'][0]['size']} at a time"
         )
     return charts
 
 
-def _of_times(names: str) -> dict[str, Any]:
+def _of_times(names: str, clock: str) -> dict[str, Any]:
     """The axis with names, and the other one."""
+    title = "process time (ms)" if clock == "cpu_ms" else "wall time (ms)"
     labels = {"type": "category", "automargin": True, "showgrid": False}
     labels |= {"autorange": "reversed"} if names == "y" else {"tickangle": -90, "tickfont": {"size": 9}}
     other = "x" if names == "y" else "y"
-    return {f"{names}axis": labels, f"{other}axis": {"title": {"text": "process time (ms)"}, "rangemode": "tozero"}}
+    return {f"{names}axis": labels, f"{other}axis": {"title": {"text": title}, "rangemode": "tozero"}}
 
 
 def _line(name: str, x: list[float], y: list[float], colour: str, many: int = 2) -> dict[str, Any]:

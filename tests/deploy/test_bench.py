@@ -52,7 +52,7 @@ def timing(runtime: str, kind: str, *ms: float) -> Timing:
 def batch(dense: float, sparse: float) -> Batch:
     timings = [timing("ONNX Runtime", "dense", dense - 0.1, dense, dense + 0.1), timing("MNN", "dense", 99.0)]
     timings += [timing("ONNX Runtime", "sparse", 0.5), timing("MNN", "sparse", sparse - 0.1, sparse, sparse + 0.1)]
-    return Batch(size=1, timings=tuple(timings), absent={})
+    return Batch(size=1, clock="cpu_ms", timings=tuple(timings), absent={})
 
 
 @pytest.mark.slow
@@ -93,6 +93,7 @@ def test_a_runtime_that_computes_something_else_is_not_timed(network, files, mon
 
     def given(*_):
         yield Contender("right", "sparse", right)
+        yield Contender("wrong", "dense", right)  # whose time would mean nothing beside a missing one
         yield Contender("wrong", "sparse", lambda images: right(images) * np.float32(1.01))
         yield Contender("broken", "sparse", lambda images: right(images) * np.float32("nan"))
 
@@ -115,7 +116,7 @@ def test_the_dense_network_has_no_zero_and_the_sparse_one_all(files, network):
     filled = without_zeros(np.array([0.0, 2.0, 0.0, -4.0], np.float32))
     assert filled[[1, 3]].tolist() == [2, -4]
     assert (filled[[0, 2]] > 0).all()
-    assert (filled[[0, 2]] < 0.02).all()
+    assert (filled[[0, 2]] <= 0.03).all()
 
 
 def test_chosen_layers_get_dense_kernels_and_the_same_logits(files, tmp_path):
@@ -160,7 +161,7 @@ def test_each_operation_has_a_time_in_each_file(files):
 
 
 def test_where_a_sparse_kernel_breaks_even():
-    layer = LayerTime("conv", 1000, 900, dense_ms=5.0, sparse_ms=3.0, base_ms=2.0, ms_per_weight=0.01)
+    layer = LayerTime("conv", 1000, 900, 5.0, 3.0, base_ms=2.0, ms_per_weight=0.01, has_sparse_kernel=True)
     assert layer.break_even == pytest.approx(0.7)  # 2 + 0.01·300 = 5
     assert layer.times().ms(300) == pytest.approx(5.0)
     assert layer.times().ms(100) == pytest.approx(3.0)
@@ -174,21 +175,23 @@ def test_the_verdict_is_said_in_words():
     assert "2.00 times as fast" in verdict(batch(4, 2))
     assert verdict(batch(2, 4)).startswith("The sparse kernels are slower here: MNN with sparse kernels 4 ms")
     assert "no difference that could be told" in verdict(batch(3, 3.05))
-    alone = Batch(size=1, timings=(timing("PyTorch", "dense", 1.0), timing("PyTorch", "sparse", 0.1)), absent={})
+    timings = timing("PyTorch", "dense", 1.0), timing("PyTorch", "sparse", 0.1)
+    alone = Batch(size=1, clock="cpu_ms", timings=timings, absent={})
     assert "pip install 'st3[mnn]'" in verdict(alone)
     assert batch(4, 2).gain == pytest.approx(2)  # ONNX Runtime's half a millisecond is no gain from zeros
     assert alone.gain is None
 
 
 def test_layers_that_lose_are_named():
-    lost = LayerTime("early", 100, 70, dense_ms=1.0, sparse_ms=2.0, base_ms=0.5, ms_per_weight=0.05)
-    won = LayerTime("late", 100, 99, dense_ms=1.0, sparse_ms=0.5, base_ms=0.4, ms_per_weight=0.05)
+    lost = LayerTime("early", 100, 70, 1.0, 2.0, base_ms=0.5, ms_per_weight=0.05, has_sparse_kernel=True)
+    won = LayerTime("late", 100, 99, 1.0, 0.5, base_ms=0.4, ms_per_weight=0.05, has_sparse_kernel=True)
+    dense = LayerTime("stem", 100, 10, 1.0, 1.1, base_ms=0.4, ms_per_weight=0.05, has_sparse_kernel=False)
     found = Benchmark(
         model="m", sparsity=0.9, input=(3, 8, 8), threads=1, device="d", date="", versions={}, batches=(),
-        layers=(lost, won),
+        layers=(lost, won, dense),
     )  # fmt: skip
     said = layers_in_words(found)
-    assert said.startswith("Sparse kernels are faster in 1 of 2 layers")
+    assert said.startswith("2 of 3 layers have zeros enough for MNN's sparse kernels, which are faster in 1.")
     assert "early (70 % zeros, faster from 90 % on)" in said
     assert "late" not in said
 
@@ -219,6 +222,12 @@ def test_what_cannot_be_timed_is_one_line(network, tmp_path, monkeypatch):
     assert "give one RUN" in refused("bench", network, network, "--out", tmp_path)
     assert "different numbers" in refused("bench", network, "--batch", "1,1", "--out", tmp_path)
     assert "at least 1" in refused("bench", network, "--batch", "0", "--out", tmp_path)
+    assert "numbers, as in 1,16" in refused("bench", network, "--batch", "a", "--out", tmp_path)
+    assert "cores of this machine" in refused("bench", network, "--threads", "9999", "--out", tmp_path)
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused("bench", network, "--out", tmp_path / "file")
+    assert "is no folder" in refused("bench", network, "--calibrate", tmp_path / "none" / "times.json")
+    (tmp_path / "file").unlink()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pt").touch()
     assert "finish it" in refused("bench", tmp_path / "run")

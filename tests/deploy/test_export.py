@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from synthetic_network import synthetic
 from torch import nn
 
 import st3
-from st3.deploy.exporting import compare, export
+from st3.deploy.exporting import compare, export, reference_logits
 from st3.deploy.formats import FORMATS
 from st3.deploy.formats.format import Format
 from st3.deploy.network import load_trained
@@ -207,7 +209,9 @@ def test_a_packed_network_is_loaded_bit_for_bit(run, tmp_path):
     assert all(torch.equal(value, stored[name]) for name, value in ours.state_dict().items())
     with safe_open(run / "model.safetensors", "pt") as file:
         assert ours.classes == tuple(json.loads(file.metadata()["classes"]))
-    for damaged in (packed.read_bytes()[:-2000], b"no gzip", gzip.compress(b"\xff" * 50)):
+    listing = b'{"__metadata__": 5}'
+    odd = gzip.compress(len(listing).to_bytes(8, "little") + listing)
+    for damaged in (packed.read_bytes()[:-2000], b"no gzip", gzip.compress(b"\xff" * 50), odd):
         (tmp_path / "bad.safetensors.gz").write_bytes(damaged)
         assert "bad.safetensors.gz" in refused("export", tmp_path / "bad.safetensors.gz", "--out", tmp_path / "none")
 
@@ -223,6 +227,7 @@ def test_a_run_is_checked_on_its_own_images_and_exported_below_it(run):
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(networks, tmp_path, monkeypatch):
     file, out = networks("resnet20"), tmp_path / "out"
     assert "--out" in refused("export", file)
+    assert "--format mnn" in refused("export", file, "--pack", "--tune", "--out", out)
     assert "does not exist" in refused("export", tmp_path / "none.safetensors", "--out", out)
     (tmp_path / "last.pt").touch()
     assert "finish it" in refused("export", tmp_path, "--out", out)
@@ -316,10 +321,47 @@ def test_a_wrong_file_is_never_written(networks, tmp_path, wrong, message):
 def test_a_difference_within_the_tolerance_is_measured(networks):
     ours = load_trained(networks("resnet20"), CPU)
     x = pixels(ours.card)
-    with torch.no_grad():
-        right = PixelNetwork(ours.model, ours.card)(torch.from_numpy(x)).numpy()
+    right = reference_logits(ours, x)
     shift = np.float32(5e-5 * np.abs(right).max())
-    at = iter([0, 1, 2])
-    assert compare(lambda _: right + shift if len(_) == 3 else right[[next(at)]], ours, x) == pytest.approx(
-        5e-5, rel=0.05
-    )
+    one_by_one = iter(right[:, None])
+    difference = compare(lambda images: right + shift if len(images) == 3 else next(one_by_one), x, right)
+    assert difference == pytest.approx(5e-5, rel=0.05)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(networks, tmp_path):
+    """As a limit on the size of files, which Python reports as it does a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    networks("resnet20")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for words in (["--format", "onnx"], ["--format", "torch"], ["--pack"]):
+            assert "cannot be written" in refused("export", networks("resnet20"), *words, "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_is_wholly_zero_is_found_in_every_format(networks, tmp_path):
+    ours = load_trained(networks("resnet20"), CPU)
+    with torch.no_grad():
+        weight_layers(ours.model)["layer1.1.conv2"].zero_()
+    for kind in ("onnx", "mnn", "torch", "coreml"):
+        found = export(ours, FORMATS[kind](), tmp_path / kind)
+        assert {each.layer: each.zeros for each in found.layers}["layer1.1.conv2"] == 2304
+
+
+def test_depthwise_layers_have_no_sparse_kernel(networks, tmp_path):
+    found = export(load_trained(networks("mobilenet_v1"), CPU), FORMATS["mnn"](), tmp_path / "out")
+    grouped = [name for name, m in load_trained(networks("mobilenet_v1"), CPU).model.named_modules()
+               if isinstance(m, nn.Conv2d) and m.groups > 1]  # fmt: skip
+    kernels = {each.layer: each.kernel for each in found.layers}
+    assert {kernels[name] for name in grouped} == {"dense"}
+    assert "sparse" in kernels.values()
+
+
+def test_what_is_packed_must_be_a_network(tmp_path):
+    (tmp_path / "junk.safetensors").write_text("junk")
+    assert "damaged" in refused("export", tmp_path / "junk.safetensors", "--pack", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

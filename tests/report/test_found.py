@@ -199,9 +199,10 @@ def test_a_benchmark_is_drawn_on_the_page_of_its_run(tmp_path):
         for name, kind, median in (("ONNX Runtime", "dense", 4.0), ("MNN", "dense", 5.0), ("MNN", "sparse", 2.0))
     ]
     layer = {"layer": "conv", "weights": 10, "zeros": 9, "dense_ms": 2.0, "sparse_ms": 1.0, "break_even": 0.7}
+    layer["has_sparse_kernel"] = True
     found = {
         "threads": 2, "device": "a processor", "date": "2026-11-28T10:00:00+00:00", "layers": [layer],
-        "batches": [{"size": 1, "timings": timings, "absent": {}, "gain": 2.0}],
+        "batches": [{"size": 1, "clock": "cpu_ms", "timings": timings, "absent": {}, "gain": 2.0}],
     }  # fmt: skip
     folder = make(tmp_path / "a") / "bench"
     folder.mkdir()

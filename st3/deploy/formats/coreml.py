@@ -65,6 +65,6 @@ def _stored(path: Path) -> Iterator[StoredWeight]:
     for name, value in values.items():
         if "_sparsified" not in name and np.issubdtype(value.dtype, np.floating) and value.ndim > 1:
             yield StoredWeight.of(value)
-        elif "_nonzero_data" in name:
-            shape = values[name.replace("_nonzero_data", "_shape")]
-            yield StoredWeight(int(np.prod(shape)), np.sort(value[value != 0]), sparse=True)
+        elif "_sparsified" in name and "_shape" in name:
+            kept = values.get(name.replace("_shape", "_nonzero_data"), np.zeros(0, np.float16))  # none: all are zero
+            yield StoredWeight(int(np.prod(value)), np.sort(kept[kept != 0]), sparse=True)

@@ -1,5 +1,6 @@
 """MNN, a runtime for phones and CPUs whose kernels for unstructured zeros are faster than dense ones."""
 
+import struct
 import tempfile
 from pathlib import Path
 from typing import ClassVar
@@ -64,7 +65,10 @@ class MNN(Format):
         return run
 
     def weights(self, path: Path) -> list[StoredWeight]:
-        return list(stored_weights(path))
+        try:
+            return list(stored_weights(path))
+        except (struct.error, IndexError, ValueError, TypeError) as error:
+            raise UserError(f"{path.name} is damaged, or of a version of MNN that st3 cannot read") from error
 
 
 def convert(source: Path, path: Path, sparse: bool = True) -> None:

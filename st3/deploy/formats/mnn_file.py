@@ -12,7 +12,7 @@ from st3.deploy.formats.format import StoredWeight
 
 # Fields: of the network, of an operation,
 _OPS = 3
-_KIND, _CONTENT, _NAME = 1, 2, 3
+_KIND, _CONTENT, _NAME, _TYPE = 1, 2, 3, 5
 # of a convolution, of its weight where zeros are left out, of a constant.
 _WEIGHT, _COMPRESSED, _SPARSE = 1, 3, 5
 _VALUES, _SIZE, _PLACES = 1, 12, 13
@@ -20,6 +20,8 @@ _FLOATS = 7
 
 _CONVOLUTION, _CONSTANT = 9, 7
 """Kinds of operations' contents."""
+_DEPTHWISE = 13
+"""A type of operation with a convolution's content: a depth-wise one, for which MNN has dense kernels only."""
 
 
 def stored_weights(path: Path) -> Iterator[StoredWeight]:
@@ -28,14 +30,22 @@ def stored_weights(path: Path) -> Iterator[StoredWeight]:
 
     content = bytearray(path.read_bytes())
     for kind, _, main in _operations(content):
-        values = _floats(content, main, _WEIGHT if kind == _CONVOLUTION else _FLOATS)
+        values = _floats(content, main, _FLOATS if kind == _CONSTANT else _WEIGHT)
         if values is not None and values.size:
             yield StoredWeight.of(values)
-        elif kind == _CONVOLUTION and (compressed := _inner(content, main, _COMPRESSED)):
+        elif kind != _CONSTANT and (compressed := _inner(content, main, _COMPRESSED)):
             kept = _floats(content, compressed, _VALUES)
             if kept is not None and compressed.Offset(_slot(_PLACES)):
                 size = compressed.GetSlot(_slot(_SIZE), 0, Int32Flags)
-                yield StoredWeight(size, np.sort(kept[kept != 0]), sparse=True)
+                yield StoredWeight(size, np.sort(kept[kept != 0]), sparse=kind == _CONVOLUTION)
+
+
+def sparse_layers(path: Path) -> set[str]:
+    """Names of the convolutions whose zeros are skipped."""
+    content = bytearray(path.read_bytes())
+    return {
+        name for kind, name, main in _operations(content) if kind == _CONVOLUTION and main.Offset(_slot(_COMPRESSED))
+    }
 
 
 def tune(dense: Path, sparse: Path, target: Path, layers: Collection[str]) -> None:
@@ -72,8 +82,8 @@ def tune(dense: Path, sparse: Path, target: Path, layers: Collection[str]) -> No
 
 
 def _operations(content: bytearray) -> Iterator[tuple[int, str, Any]]:
-    """Kind, name and content of those that may have weights."""
-    from flatbuffers.number_types import Uint8Flags
+    """Kind (of depth-wise convolutions `_DEPTHWISE`), name and content of those that may have weights."""
+    from flatbuffers.number_types import Int32Flags, Uint8Flags
     from flatbuffers.table import Table
 
     net = Table(content, int.from_bytes(content[:4], "little"))
@@ -82,6 +92,8 @@ def _operations(content: bytearray) -> Iterator[tuple[int, str, Any]]:
         op = Table(content, net.Indirect(net.Vector(ops) + 4 * number))
         kind, main = op.GetSlot(_slot(_KIND), 0, Uint8Flags), _inner(content, op, _CONTENT)
         if main is not None and kind in (_CONVOLUTION, _CONSTANT):
+            if kind == _CONVOLUTION and op.GetSlot(_slot(_TYPE), 0, Int32Flags) == _DEPTHWISE:
+                kind = _DEPTHWISE
             yield kind, op.String(op.Offset(_slot(_NAME)) + op.Pos).decode(), main
 
 

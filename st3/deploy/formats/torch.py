@@ -1,5 +1,6 @@
 """A program of `torch.export`, which any PyTorch runs without st3."""
 
+import io
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +20,9 @@ class Torch(Format):
     file: ClassVar = "model.pt2"
 
     def write(self, program: ExportedProgram, card: Card, path: Path) -> None:
-        torch.export.save(program, path, extra_files=card.metadata())
+        content = io.BytesIO()  # written by C++ code, a full disk would end the process
+        torch.export.save(program, content, extra_files=card.metadata())
+        path.write_bytes(content.getbuffer())
 
     def open(self, path: Path, threads: int = 1) -> Network:
         torch.set_num_threads(threads)
