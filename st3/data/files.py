@@ -1,6 +1,7 @@
 """Image files read in worker processes, a whole batch at a time: as pixels, or as JPEG that is decoded elsewhere."""
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,7 +230,9 @@ def worker_batches(files: ImageFiles, sampler: Sequence[tuple[int, torch.Tensor]
     Each worker prepares two whole batches ahead, DataLoader's default, which is enough.
     """
     # batch_size=None: the sampler yields whole batches. Without a generator each epoch would draw from the global one.
-    return DataLoader(files, sampler=sampler, batch_size=None, generator=torch.Generator(), **options)
+    with warnings.catch_warnings():  # more workers than cores are no mistake: they wait for the disk, too
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(files, sampler=sampler, batch_size=None, generator=torch.Generator(), **options)
 
 
 def checked(batches: DataLoader, left_out: LeftOut | None = None) -> Iterator[Sequence[torch.Tensor]]:

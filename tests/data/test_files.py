@@ -2,13 +2,14 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from data_cases import FOLDER, build, epoch
 from PIL import Image
 
-from st3.data.files import EncodedFiles, ImageFiles
-from st3.data.views import RandomView
+from st3.data.files import EncodedFiles, ImageFiles, worker_batches
+from st3.data.views import RandomView, WholeView
 from st3.errors import UserError
 
 
@@ -42,3 +43,9 @@ def test_views_are_drawn_from_the_header_as_from_the_pixels(photographs):
         expected = [list(plain.draw(Image.open(path).convert("RGB"), 2, i)) for i, path in enumerate(paths)]
     assert encoded.views.tolist() == expected
     assert encoded.lengths.tolist() == [os.path.getsize(path) for path in paths]
+
+
+def test_more_workers_than_cores_are_no_reason_to_warn(recwarn):
+    files = ImageFiles(np.array(["none"], object), torch.zeros(1), WholeView(8), 3, 0)
+    worker_batches(files, [], num_workers=500)
+    assert not recwarn.list
