@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -20,7 +21,6 @@ from st3.deploy.benchmark import Batch, images_of, pinned, time_batch
 from st3.deploy.network import load_trained
 from st3.deploy.runtimes import Files, MnnRuntime, OnnxRuntime
 from st3.report.statistics import Statistic, statistic
-from st3.report.style import styles
 from st3.training.run_directory import RunDirectory
 
 Found = dict[str, list[float]]
@@ -88,15 +88,15 @@ def draw(rows: dict[str, Found], path: Path) -> None:
     series: dict[str, list[Found]] = defaultdict(list)
     for name, found in rows.items():
         series[name.rpartition("-")[0]].append(found)
-    looks = styles(series)
     for axis, column, label in zip(
         axes, ("MNN, tuned, sparse", "macs"), ("MNN, tuned: ms an image", "million MACs"), strict=True
     ):
-        for name, members in series.items():
+        for name, colour, marker in zip(series, TABLEAU_COLORS, "osD^v<>PX*", strict=False):
+            members = series[name]
             x, y = ([statistic(found[key]) for found in members] for key in (column, "top1"))
             axis.errorbar(
                 [each.mean for each in x], [each.mean for each in y], [each.half_width or 0 for each in y],
-                [each.half_width or 0 for each in x], label=name, color=looks[name][0], marker="o", markersize=4,
+                [each.half_width or 0 for each in x], label=name, color=colour, marker=marker, markersize=6,
                 linewidth=1, capsize=2,
             )  # fmt: skip
         axis.set_xlabel(label)
