@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: the verb's own, 2 for a mistake in what was typed (said in one line), 130 when interrupted."""
+    """The exit code: the verb's own, that of a `UserError` (said in one line), 130 when interrupted."""
     prog = "st3"
     try:
         door = _door()
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return verb.run(parser.parse_intermixed_args(chosen.rest))
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # st3 … | head

@@ -22,14 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from st3.compose import config_path, in_one_line, of_stored_run, spell_out
-from st3.errors import LonelyError, UserError
+from st3.errors import LonelyError, UserError, of_code
 
 if TYPE_CHECKING:
     from st3.config import Config
 
 
 def main() -> None:
-    """Console entry. What the user can mend ends in one line and exit code 2."""
+    """Console entry. What the user can mend ends in one line and the exit code of its kind."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     sys.argv[1:] = spell_out(sys.argv[1:])
     started, process = datetime.now(), os.getpid()
@@ -61,13 +61,13 @@ def main() -> None:
                 exit_code = exit_code or 1
         except LonelyError as error:
             _complain(error)
-            os._exit(2)  # at once, without the rest of a sweep: nothing less ends the others
+            os._exit(error.exit_code)  # at once, without the rest of a sweep: nothing less ends the others
         except UserError as error:  # the other jobs of a sweep go on
-            exit_code = 2
+            exit_code = exit_code or error.exit_code
             _complain(error)
             failed.append(f"[{number}] {error}")
             if os.getpid() != process:  # a launcher's: what this process sets here is lost, what it raises is not
-                raise UserError(f"[{number}] {error}") from error
+                raise of_code(error.exit_code, f"[{number}] {error}") from error
         except BrokenPipeError:  # st3-train … | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             exit_code = 128 + signal.SIGPIPE
@@ -86,7 +86,7 @@ def main() -> None:
         _complain(error)
         if launcher:
             print(f"no report: st3 report {_sweep_dir(started)} shows the other jobs", flush=True)
-        _exit(2)
+        _exit(error.exit_code)
     except ValueError as error:
         if launcher or not composing:  # a defect, perhaps one that a launcher's process has met
             raise

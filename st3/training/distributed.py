@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from st3.errors import LonelyError, UserError
+from st3.errors import LonelyError, UserError, of_code
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -60,10 +60,10 @@ class Processes:
             try:
                 outcome[0] = action()
             except UserError as error:
-                outcome[1] = str(error)
+                outcome[1] = error.exit_code, str(error)
         dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
-            raise UserError(outcome[1])
+            raise of_code(*outcome[1])
         return outcome[0]
 
     def on_main(self, action: Callable[[], T]) -> T | None:
@@ -81,14 +81,13 @@ class Processes:
         try:
             results.append(action())
         except UserError as error:
-            mistake = str(error)
-        mistakes: list[str | None] = [None] * self.world_size
+            mistake = error.exit_code, str(error)
+        mistakes: list[tuple[int, str] | None] = [None] * self.world_size
         dist.all_gather_object(mistakes, mistake)
-        if all(mistakes):
-            raise UserError(mistakes[0])
         for rank, each in enumerate(mistakes):
             if each:
-                raise UserError(f"process {rank}: {each}")
+                code, message = each
+                raise of_code(code, message if all(mistakes) else f"process {rank}: {message}")
         return results[0]
 
     def in_turn(self, action: Callable[[], T]) -> T:
@@ -103,7 +102,7 @@ class Processes:
         except UserError as error:
             if self.world_size == 1:
                 raise
-            raise LonelyError(f"process {self.rank}: {error}") from error
+            raise LonelyError(f"process {self.rank}: {error}", error.exit_code) from error
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """A module whose backward pass averages the gradients over the processes; the model itself stays as it is.
