@@ -5,7 +5,7 @@ The values are in configs/; a default here means only that a part is off or left
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from st3.data import AugmentationConfig, DatasetConfig, check_options
+from st3.durations import Interval
 from st3.errors import UserError
 from st3.models import ModelConfig
 from st3.optim import LRSettings, OptimizerSettings
@@ -85,6 +86,10 @@ class Config:
     """Epochs between evaluations; the last epoch is always evaluated."""
     log_every: int = 50
     """Optimizer steps between rows of metrics."""
+    checkpoint_every: str = "10min"
+    """How often the state is saved within an epoch: 10min, 500st (optimizer steps), or 0 for at its end only."""
+    ddp_timeout: int = 1800
+    """Seconds that one of several processes waits for the others before it takes them for lost."""
     run_dir: str | None = None
     """Where the run is written, and continued if unfinished; null: a new folder under outputs/."""
     dry_run: bool = False
@@ -110,6 +115,8 @@ class Config:
         _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         for name in ("compile", "capture"):
             _one_of(name, getattr(self, name), ("auto", "on", "off"))
+        Interval.parse(self.checkpoint_every)
+        _check(self.ddp_timeout >= 1, f"ddp_timeout={self.ddp_timeout} must be at least 1 second")
         _one_of("logger", self.logger, ("none", "wandb", "mlflow"))
         _one_of("method.target", self.selection.target, ("weights", "flops", "latency"))
         self._check_times()
@@ -207,15 +214,19 @@ def stored_config(stored: Mapping[str, Any], run_dir: Path) -> Config:
         ) from error
 
 
-def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> Config:
-    """The settings stored in a run directory. Raises `UserError` where they are others, but for fewer epochs."""
+def refuse_other(
+    stored: Mapping[str, Any], config: Config, run_dir: Path, but_for: Collection[str] = frozenset()
+) -> Config:
+    """The settings stored in a run directory.
+
+    Raises `UserError` where others than `but_for` are others than those of `config`, but for fewer epochs.
+    """
     before = stored_config(stored, run_dir)
-    theirs, ours = before.flat(), _counted(config)
     longer = {"epochs"} if config.epochs > before.epochs else set()
-    for key in sorted(ours.keys() - longer):
-        if theirs.get(key) != ours[key]:
+    for key, (theirs, ours) in differing(before, config).items():
+        if key not in longer and key not in but_for:
             raise UserError(
-                f"run_dir={run_dir} holds a run with {key}={theirs.get(key)}, not {ours[key]}: "
+                f"run_dir={run_dir} holds a run with {key}={theirs}, not {ours}: "
                 "choose another run_dir, or give the same settings to continue it"
             )
     if "raw_step" not in stored and config.method.name in _OTHER_RULES:
@@ -224,6 +235,16 @@ def refuse_other(stored: Mapping[str, Any], config: Config, run_dir: Path) -> Co
             "finish it with the version that environment.yaml names, or choose another run_dir"
         )
     return before
+
+
+def differing(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted name → value before and now, of the settings of `now` that decide what is computed and were others."""
+    theirs, ours = before.flat(), _counted(now)
+    return {key: (theirs.get(key), ours[key]) for key in sorted(ours) if theirs.get(key) != ours[key]}
+
+
+MENDING = frozenset({"optimizer.lr", "clip_norm", "precision", "lr_schedule.warmup"})
+"""Settings that may change in a run whose loss was not finite."""
 
 
 def settings_that_count(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,8 +277,9 @@ _UNREADABLE = (UserError, OmegaConfBaseException, KeyError, TypeError)
 """What `_from_stored` raises for settings that this version does not know."""
 _OTHER_RULES = {"rigl", "set", "granet", "topkast", "probmask"}
 """Methods that compute something else since runs store a `raw_step`."""
+_FREE_OF_DATA = "root", "workers", "download", "cache", "changed"
 _FREE = {"run_dir", "dry_run", "device", "compile", "capture", "profile", "log_every", "logger"}
-_FREE |= {f"dataset.{name}" for name in ("root", "workers", "download", "cache")}
+_FREE |= {"checkpoint_every", "ddp_timeout", *(f"dataset.{name}" for name in _FREE_OF_DATA)}
 """Settings that may differ when a run is continued: they change where and how it runs, not what it computes."""
 
 

@@ -7,6 +7,7 @@ from st3.errors import UserError
 
 _FORMS = "write 5ep (epochs), 200st (steps) or 50% (of training)"
 _FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ep|st|%)?")
+_INTERVAL = re.compile(r"(\d+(?:\.\d*)?)\s*(min|st)|0")
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,21 @@ class Duration:
         if length is None:
             raise UserError(f"{self} depends on the length of the training: Sparsifier(…, length=…) says it in steps")
         return round(self.amount * (length.steps_per_epoch if self.unit == "ep" else length.steps / 100))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Between checkpoints within an epoch; neither: there are none."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Interval":
+        """Of "10min", "500st" (optimizer steps), "0" (never). Raises `UserError` for another form."""
+        match = _INTERVAL.fullmatch(text.strip())
+        if match is None or (match[1] and not float(match[1])):
+            raise UserError(f"checkpoint_every={text} is no interval: write 10min, 500st (steps), or 0 for never")
+        if match[2] is None:
+            return cls()
+        return cls(seconds=60 * float(match[1])) if match[2] == "min" else cls(steps=max(1, round(float(match[1]))))

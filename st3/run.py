@@ -4,7 +4,8 @@ import getpass
 import os
 import shlex
 import tempfile
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,18 +14,20 @@ from typing import Any
 import torch
 
 import st3
-from st3.config import Config, refuse_other
+from st3.config import Config
 from st3.data import build_data, probe
 from st3.deploy.card import Card
 from st3.describe import describe_layers, describe_recipe, describe_result, failures, summarize, warnings_before
-from st3.errors import UserError
-from st3.lengthening import refuse_other_past
-from st3.measure import LayerRow, SparsityMeter, Times, layer_table
+from st3.durations import Interval
+from st3.errors import DiskError, LonelyError, NotFiniteError
+from st3.measure import LayerRow, SparsityMeter, layer_table
 from st3.report import draw_run
+from st3.resuming import earlier_result, resume
 from st3.sketch import Execution, Sketch, choose_execution, sketch
-from st3.training.distributed import join, launched
+from st3.training.distributed import Processes, join, launched
 from st3.training.ema import RawAverage
 from st3.training.environment import environment
+from st3.training.keeper import Keeper
 from st3.training.launches import FewerLaunches
 from st3.training.loggers import RESULT, Logger, check_client, open_loggers
 from st3.training.loop import fit, seed_everything
@@ -32,6 +35,7 @@ from st3.training.machine import Machine, pick_machine
 from st3.training.profiling import StepProfiler, reset_peak_memory
 from st3.training.recorder import Recorder, RunRecorder, SilentRecorder
 from st3.training.run_directory import RunDirectory
+from st3.training.signals import Interruption, Signals
 from st3.training.state import TrainingState
 from st3.training.step import CapturedStep, EagerStep, Step
 from st3.training.summary import Summary
@@ -40,10 +44,11 @@ from st3.training.summary import Summary
 def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | None:
     """Train as `config` says, in `config.run_dir` or `default_dir`; a folder with an unfinished part is continued.
 
-    Returns the summary, or None for a dry run. Raises `UserError` for what the user can mend.
+    Returns the summary, or None for a dry run. Raises `UserError` for what the user can mend, and `Interruption` where
+    a signal has asked it to end; its state is saved then.
     """
     processes = launched()
-    join(processes)
+    join(processes, config.ddp_timeout)
     machine = pick_machine(config.device, config.precision, processes)
     check_client(config.logger)
     plan = sketch(config, processes)
@@ -58,9 +63,37 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
         return None
 
     directory = RunDirectory(Path(config.run_dir)) if config.run_dir else RunDirectory(default_dir, fresh=True)
-    if done := processes.from_main(lambda: earlier_result(directory, plan)):
-        say(f"\n{directory.path} holds this run already, finished:\n{describe_result(done)}")
+    with Signals() as signals, ExitStack() as at_the_end:
+        if done := processes.from_main(lambda: claim(directory, plan, at_the_end)):
+            say(f"\n{directory.path} holds this run already, finished:\n{describe_result(done)}")
+            return done
+        with explained(directory, processes, say):
+            result = train(plan, machine, execution, directory, overrides, signals, say)
+        say(f"\n{describe_result(result)}")
+        signals.obey()  # one that came at the very end
+    return result
+
+
+def claim(directory: RunDirectory, plan: Sketch, at_the_end: ExitStack) -> Summary | None:
+    """The summary of this run where it is finished; else the folder is locked until `at_the_end`."""
+    if done := earlier_result(directory, plan):
         return done
+    directory.claim()
+    at_the_end.callback(directory.release)
+    return earlier_result(directory, plan)  # by a process that has let go of it in this moment
+
+
+def train(
+    plan: Sketch,
+    machine: Machine,
+    execution: Execution,
+    directory: RunDirectory,
+    overrides: Sequence[str],
+    signals: Signals,
+    say: Callable[[str], object],
+) -> Summary:
+    """The training, from its beginning or from where it was saved, and what it leaves behind."""
+    config, processes = plan.config, machine.processes
     state, step = build(plan, machine, execution)
     data = processes.in_turn(
         lambda: build_data(
@@ -73,11 +106,12 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
             world_size=processes.world_size,
         )
     )
+    here = environment(machine, st3.__version__)
+    saved = resume(directory, plan, state, data, processes, here)
+    for line in saved.lines:
+        say(line)
     for warning in data.warnings():
         say(f"warning    {warning}")
-    if checkpoint := processes.from_main(directory.checkpoint):
-        state.load_state_dict(checkpoint)
-        say(f"continuing {directory.path} after epoch {state.epoch}")
 
     def layer_rows() -> list[LayerRow]:
         return layer_table(state.sparsifier.layers(), plan.macs)
@@ -87,7 +121,7 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
 
     def start_recording() -> tuple[Recorder, list[Logger]]:
         profiler = StepProfiler(machine.device, plan.plan.total_steps - state.step) if config.profile else None
-        directory.start(config.plain(), overrides, environment(machine, st3.__version__))
+        directory.start(config.plain(), overrides, here, data.contents)
         if plan.times:
             plan.times.write(directory.times)
         if profiler:
@@ -98,6 +132,8 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
             state,
             plan.plan,
             loggers,
+            settings=config.plain(),
+            metrics=saved.metrics,
             layer_rows=layer_rows,
             summary=summary,
             failures=partial(failures, plan, state),
@@ -109,57 +145,59 @@ def run(config: Config, overrides: list[str], default_dir: Path) -> Summary | No
         recorder, loggers = processes.on_main(start_recording) or (SilentRecorder(), [])
         for logger in loggers:
             at_the_end.callback(logger.close)
-        try:
-            fit(state, data, plan.plan, machine, step, recorder, SparsityMeter(state.sparsifier, plan.macs))
-        except KeyboardInterrupt:
-            say(f"\ninterrupted; to continue: st3-train {shlex.quote(f'run_dir={directory.path}')}")
+        keeper = Keeper(processes, recorder, signals, Interval.parse(config.checkpoint_every))
+        with signals.noted():
+            try:
+                measure = SparsityMeter(state.sparsifier, plan.macs)
+                with processes.lonely(DiskError):  # which the main process alone can meet
+                    fit(state, data, plan.plan, machine, step, recorder, keeper, measure)
+            finally:
+                recorder.close()
+            if state.average:
+                state.average.finish()
+
+            def finish() -> Summary:
+                directory.write_layers(layer_rows())
+                card = Card.of_run(config, data.classes, summary().sparsity)
+                directory.write_network(state.model.state_dict(), card.metadata())
+                directory.write_summary(summary())
+                draw_run(directory)
+                result = replace(summary(), finished=True)
+                directory.write_summary(result)
+                directory.seal()  # last: all the rest is there
+                for logger in loggers:
+                    logger.result(
+                        config.flat(), {tag: getattr(result, name) for name, tag in RESULT.items()}, directory.picture
+                    )
+                return result
+
+            return processes.from_main(finish)
+
+
+@contextmanager
+def explained(directory: RunDirectory, processes: Processes, say: Callable[[str], object]) -> Iterator[None]:
+    """Says how to go on where a training ends before its time."""
+    try:
+        yield
+    except Interruption as interruption:
+        if directory.started():
+            say(f"\nstopped by {interruption}; to continue: {_continuation(directory, processes)}")
+        raise
+    except NotFiniteError as error:
+        if processes.is_main:
+            directory.write_stopped(str(error))
+        raise
+    except RuntimeError as error:
+        if not (reason := processes.lost(error)):
             raise
-        finally:
-            recorder.close()
-        if state.average:
-            state.average.finish()
-
-        def finish() -> Summary:
-            directory.write_layers(layer_rows())
-            card = Card.of_run(config, data.classes, summary().sparsity)
-            directory.write_network(state.model.state_dict(), card.metadata())
-            directory.write_summary(summary())
-            draw_run(directory)
-            result = replace(summary(), finished=True)
-            directory.write_summary(result)  # last: all the rest is there
-            for logger in loggers:
-                logger.result(
-                    config.flat(), {tag: getattr(result, name) for name, tag in RESULT.items()}, directory.picture
-                )
-            return result
-
-        result = processes.from_main(finish)
-    say(f"\n{describe_result(result)}")
-    return result
+        raise LonelyError(f"{reason}; to continue: {_continuation(directory, processes)}", 1) from error
 
 
-def earlier_result(directory: RunDirectory, plan: Sketch) -> Summary | None:
-    """The summary of this run where it is finished.
-
-    Raises `UserError` for a folder that holds something else, or a shorter run that cannot be lengthened.
-    """
-    directory.check()
-    if stored := directory.config():
-        before = refuse_other(stored, plan.config, directory.path)
-        refuse_other_times(directory, plan)
-        if before.epochs != plan.config.epochs:
-            refuse_other_past(plan, before, directory.last_step())
-            return None
-    return directory.finished()
-
-
-def refuse_other_times(directory: RunDirectory, plan: Sketch) -> None:
-    """Raises `UserError` where the file of times is no longer what it was when the run began."""
-    if plan.times and directory.times.exists() and Times.read(directory.times) != plan.times:
-        raise UserError(
-            f"run_dir={directory.path} holds a run with other times than method.times={plan.config.selection.times} "
-            f"has now: choose another run_dir, or restore them from {directory.times}"
-        )
+def _continuation(directory: RunDirectory, processes: Processes) -> str:
+    """The command."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", processes.world_size)
+    command = "st3-train" if processes.world_size == 1 else f"torchrun --nproc-per-node={here} -m st3.train"
+    return f"{command} {shlex.quote(f'run_dir={directory.path}')}"
 
 
 def build(plan: Sketch, machine: Machine, execution: Execution) -> tuple[TrainingState, Step]:

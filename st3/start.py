@@ -70,11 +70,12 @@ def find_start(config: Config) -> Start | None:
 
 
 def _of_run(source: str, directory: RunDirectory) -> Start:
-    state = directory.checkpoint()
-    if state is None:
+    generation, _ = directory.checkpoint()
+    if generation is None:
         if not directory.network.exists():
             raise UserError(f"model.weights={source} holds no weights: give the folder of a run, or a file")
-        return Start(source, read_file(directory.network), {})
+        return Start(source, read_file(directory.checked("model.safetensors")), {})
+    state = generation.state
     if state["average"]:  # of raw weights, and of all else
         return Start(source, state["average"]["values"], {}, sparse=state["model"])
     return Start(source, state["model"], state["sparsifier"]["raw"])

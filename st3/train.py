@@ -97,8 +97,8 @@ def main() -> None:
             raise
         _complain(f"{' '.join(str(error).splitlines()[:2])}; the other jobs go on")  # killed: it has sent nothing back
         _exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as interruption:
+        sys.exit(getattr(interruption, "exit_code", 128 + signal.SIGINT))
     if exit_code:
         _exit(exit_code)
     if "st3.training.distributed" in sys.modules:

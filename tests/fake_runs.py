@@ -1,6 +1,7 @@
 """Run directories as they look after training, made without any."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,14 @@ def fake_run(
     environment: Mapping[str, Any] = ENVIRONMENT,
 ) -> RunDirectory:
     directory = RunDirectory(path)
+    path.mkdir(parents=True, exist_ok=True)
     directory.start(config or {"epochs": summary.epochs}, overrides, environment)
     directory.write_layers(layers)
-    with open(directory.keep_metrics(0), "a", newline="", encoding="utf-8") as file:
-        csv.DictWriter(file, METRICS).writerows(metrics)
+    text = io.StringIO(newline="")
+    rows = csv.DictWriter(text, METRICS)
+    rows.writeheader()
+    rows.writerows(metrics)
+    directory.write_metrics(text.getvalue())
     directory.write_summary(summary)
     return directory
 

@@ -29,6 +29,7 @@ from st3.measure import Times
 from st3.models import build_model
 from st3.training.recorder import RunRecorder
 from st3.training.run_directory import RunDirectory
+from st3.training.signals import Interruption
 
 
 @pytest.fixture
@@ -162,6 +163,9 @@ def whole(tmp_path_factory):
     return folder / "resnet20-0.8", words, st3_train(*words)
 
 
+GENERATION = "best.pt", "manifest.json", "metrics.csv", "state.pt"
+
+
 @pytest.mark.slow
 def test_a_run_leaves_what_it_promises(whole):
     run, words, answer = whole
@@ -178,11 +182,13 @@ def test_a_run_leaves_what_it_promises(whole):
     events = {name for name in files if name.startswith("events.out.tfevents")}
     assert len(events) == 1
     assert files - events == {
+        *(f"checkpoints/{number}/{name}" for number in (2, 3) for name in GENERATION),
         "best.pt",
         "config.yaml",
+        "data.json",
         "environment.yaml",
-        "last.pt",
         "layers.csv",
+        "manifest.json",
         "metrics.csv",
         "model.safetensors",
         "overrides.yaml",
@@ -260,17 +266,17 @@ def as_before(stored: dict) -> dict:
 def test_an_interrupted_run_says_how_to_go_on_also_where_an_earlier_version_began_it(whole, here, monkeypatch):
     checkpoint = RunRecorder.checkpoint
 
-    def then_stop(self, state):
-        checkpoint(self, state)
+    def then_stop(self, state, content):
+        checkpoint(self, state, content)
         if state.epoch == 1:
-            raise KeyboardInterrupt
+            raise Interruption(signal.SIGINT)
 
     command = [*TINY, "sparsity=0.8", "run_dir=parts"]
     with monkeypatch.context() as patch:
         patch.setattr(RunRecorder, "checkpoint", then_stop)
         answer = st3_train(*command)
     assert answer.code == 130
-    again = answer.line("interrupted; to continue: st3-train")
+    again = answer.line("stopped by SIGINT; to continue: st3-train")
     assert shlex.split(again) == ["run_dir=parts"]
     assert not Path("parts", "model.safetensors").exists()
 
@@ -415,7 +421,7 @@ def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(here, no_picture
     command = [sys.executable, "-m", "st3.train", *options, "run_dir=killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
-        deadline, last = time.monotonic() + 120, here / "killed" / "last.pt"
+        deadline, last = time.monotonic() + 120, here / "killed" / "checkpoints" / "1"
         while not last.exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -423,7 +429,7 @@ def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(here, no_picture
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    killed_after = torch.load(last, weights_only=True)["epoch"]
+    killed_after = RunDirectory(here / "killed").checkpoint()[0].state["epoch"]
     assert killed_after < 6, "the run ended before it could be killed"
 
     done = st3_train(*options, "run_dir=killed")
@@ -454,8 +460,8 @@ def test_a_run_with_all_augmentation_is_recorded_and_continues_to_the_same_weigh
     }  # fmt: skip
     checkpoint = RunRecorder.checkpoint
 
-    def then_stop(self, state):
-        checkpoint(self, state)
+    def then_stop(self, state, content):
+        checkpoint(self, state, content)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -593,8 +599,8 @@ def test_a_run_directory_alone_is_the_whole_command(here, no_picture, monkeypatc
     st3_train(*typed, "run_dir=whole")
     interrupted = RunRecorder.checkpoint
 
-    def after_an_epoch(self, state):
-        interrupted(self, state)
+    def after_an_epoch(self, state, content):
+        interrupted(self, state, content)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunRecorder, "checkpoint", after_an_epoch)

@@ -64,7 +64,9 @@ def test_trainings_compose_and_plan(command, tmp_path, monkeypatch):
         starts += [f"{name}/{seed}" for seed in range(5)]
     for start in starts:
         run = RunDirectory(Path(start))
+        run.claim()
         run.start(load("sparsity=0.8").plain(), [], {})
+        run.release()
         run.write_network(build_model("resnet20", classes=10, channels=1, image_size=28).state_dict(), {})
     if "resnet50.safetensors" in command:
         save_file(build_model("resnet50", classes=1000).state_dict(), "resnet50.safetensors")

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import assert_same
-from safetensors.torch import load_file
+
+from st3.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -133,12 +133,17 @@ def pair(arguments: list[str], folder: Path) -> tuple[subprocess.Popen, subproce
     return main, other
 
 
+def state_of(run: Path) -> dict:
+    generation, _ = RunDirectory(run).checkpoint()
+    return generation.state
+
+
 def test_processes_end_with_the_first_that_dies_and_continue_to_the_same_bits(sweep, tmp_path):
     """Without torchrun, which would end the others: nobody ends the process that is left but itself."""
-    arguments, last, started = [*TINY, "run_dir=killed"], tmp_path / "killed" / "last.pt", []
+    arguments, killed, started = [*TINY, "run_dir=killed"], RunDirectory(tmp_path / "killed"), []
 
-    def written() -> int:
-        return last.stat().st_mtime_ns if last.exists() else 0
+    def written() -> list[str]:
+        return sorted(path.name for path in (killed.path / "checkpoints").glob("[0-9]*"))
 
     try:
         for dies in (0, 1):
@@ -147,7 +152,7 @@ def test_processes_end_with_the_first_that_dies_and_continue_to_the_same_bits(sw
             wait_for(lambda: written() != before, *both)  # noqa: B023
             both[dies].send_signal(signal.SIGKILL)
             assert both[1 - dies].wait(timeout=60) not in (0, None)
-        epochs = torch.load(last, weights_only=True)["epoch"]
+        epochs = state_of(killed.path)["epoch"]
         assert 1 < epochs < EPOCHS
 
         main, other = pair(arguments, tmp_path)
@@ -162,9 +167,10 @@ def test_processes_end_with_the_first_that_dies_and_continue_to_the_same_bits(sw
             if process.stdout:
                 process.stdout.close()
     [finished] = sweep[0].rglob("summary.json")
-    assert_same(load_file(finished.parent / "model.safetensors"), load_file(last.parent / "model.safetensors"))
-    expected, found = torch.load(finished.parent / "last.pt"), torch.load(last)
+    networks = [(path / "model.safetensors").read_bytes() for path in (finished.parent, killed.path)]
+    assert networks[0] == networks[1]
+    expected, found = state_of(finished.parent), state_of(killed.path)
     for state in (expected, found):
-        for name in [name for name in state if name.endswith("seconds")]:
+        for name in [*(name for name in state if name.endswith("seconds")), "settings"]:
             del state[name]
     assert_same(expected, found)

@@ -49,11 +49,6 @@ class Task:
         """What the training prints."""
         return self.run_dir.with_name(f"{self.run_dir.name}.log")
 
-    @property
-    def lock(self) -> Path:
-        """Who trains, while somebody does."""
-        return self.run_dir.with_name(f"{self.run_dir.name}.lock")
-
 
 _SAID_OTHERWISE = {
     "seed": "--seeds",

@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         outcome = run_all(tasks, options.jobs, lambda line: print(line, flush=True), partial(_keep, record))
         _report(table, out, options, record)
     for task, by in outcome.held:
-        print(f"left: {task.name}, to {by}")
+        print(f"left: {task.name}, as {by}")
     for task, error in outcome.broken:
         print(f"broken: {task.name}: {error}" + (f" (see {task.log})" if task.log.exists() else ""))
     if outcome.broken:

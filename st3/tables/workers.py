@@ -1,10 +1,8 @@
-"""The processes that train a table's runs: they are started, watched and stopped, and never two are at one run."""
+"""The processes that train a table's runs: they are started, watched and stopped. Each locks the folder of its run, so
+that never two are at one."""
 
-import fcntl
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,10 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
 
-from st3.errors import UserError
+from st3.errors import InUseError, UserError
 from st3.run import earlier_result
 from st3.tables.plan import Task
 from st3.training.run_directory import RunDirectory
@@ -35,67 +31,11 @@ def finished(task: Task) -> Summary | None:
     return earlier_result(RunDirectory(task.run_dir), task.checked())
 
 
-# Locks ----------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Held:
     """Somebody else works at a run."""
 
     by: str
-
-
-class Lock:
-    """A file beside a run directory that names the host and the process at work there.
-
-    It is made with O_EXCL, so that only one process can make it. On the same host, flock tells whether its maker still
-    works: the system keeps that lock until the last process that holds it ends. The training process holds it too, and
-    so the run stays locked while it trains, even if the command that started it was killed. Nothing is known of the
-    processes of another host: their files are left alone.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO):
-        self.path, self.file = path, file
-
-    @classmethod
-    def acquire(cls, path: Path) -> "Lock | Held":
-        """The lock, or who has it. The file of a process of this host that has ended is taken over."""
-        me = {"host": socket.gethostname(), "pid": os.getpid()}
-        try:
-            file = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644), "r+b", buffering=0)
-        except FileExistsError:
-            try:
-                file = open(path, "r+b", buffering=0)  # noqa: SIM115 (held until release)
-            except FileNotFoundError:  # released in this moment
-                return cls.acquire(path)
-            try:
-                owner = json.loads(file.read())
-                holder = f"process {owner['pid']} on {owner['host']}"
-            except (ValueError, TypeError, KeyError):
-                file.close()
-                return Held(f"somebody whose {path} says nothing: delete it if nobody works there")
-            if owner["host"] != me["host"]:
-                file.close()
-                return Held(f"{holder}: delete {path} if that is over")
-        else:
-            file.write(json.dumps(me).encode())
-            holder = "another process on this machine"
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return Held(holder)
-        if os.fstat(file.fileno()).st_nlink == 0:  # released between opening and locking
-            file.close()
-            return cls.acquire(path)
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(me).encode())
-        return cls(path, file)
-
-    def release(self) -> None:
-        self.path.unlink()
-        self.file.close()
 
 
 # Processes ------------------------------------------------------------------------------------------------------------
@@ -125,7 +65,7 @@ def run_all(
             done(task)
         elif isinstance(result, Held):
             outcome.held.append((task, result.by))
-            say_of(number, task, f"left to {result.by}")
+            say_of(number, task, f"left, as {result.by}")
         else:
             outcome.broken.append((task, result))
             say_of(number, task, f"broken: {result}")
@@ -146,9 +86,7 @@ def run_all(
                     report(number, task, begun, "finished before")
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                result = _result(job)
-                job.lock.release()
-                report(job.number, job.task, result, _duration(time.monotonic() - job.started))
+                report(job.number, job.task, _result(job), _duration(time.monotonic() - job.started))
             if running:
                 time.sleep(0.1)
     except BaseException:
@@ -179,34 +117,28 @@ class _Job:
     number: int
     task: Task
     process: subprocess.Popen[bytes]
-    lock: Lock
     log_start: int
     """Where in the log its words begin."""
     started: float
 
 
 def _begin(number: int, task: Task) -> "_Job | Summary | Held | str":
-    """Start a run, unless it is finished, or somebody works at it, or something (the text) is wrong with it."""
-    with suppress(UserError):  # what is wrong is asked again under the lock: somebody may be making the folder
+    """Start a run, unless it is finished, or somebody works at it, or something (the text) is wrong with it.
+
+    Somebody else may begin in this moment, too: then one of the two processes ends, as the folder is locked.
+    """
+    with suppress(UserError):  # what is wrong is asked again where nobody works there: they may be making the folder
         if summary := finished(task):
             return summary
+    if user := RunDirectory(task.run_dir).user():
+        return Held(user)
     try:
-        lock = Lock.acquire(task.lock)
-        if isinstance(lock, Held):
-            return lock
-        try:
-            if summary := finished(task):  # by another command, just before it gave the lock free
-                lock.release()
-                return summary
-            return _start(number, task, lock)
-        except BaseException:
-            lock.release()
-            raise
+        return finished(task) or _start(number, task)
     except UserError as error:
         return str(error)
 
 
-def _start(number: int, task: Task, lock: Lock) -> _Job:
+def _start(number: int, task: Task) -> _Job:
     with open(task.log, "ab") as log:
         log.write(f"$ {task.command}\n".encode())
         log.flush()
@@ -216,14 +148,13 @@ def _start(number: int, task: Task, lock: Lock) -> _Job:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            pass_fds=[lock.file.fileno()],
             process_group=0,  # so that Ctrl-C reaches it once: through us
         )
-        return _Job(number, task, process, lock, start, time.monotonic())
+        return _Job(number, task, process, start, time.monotonic())
 
 
-def _result(job: _Job) -> Summary | str:
-    """Of a run that has ended: its summary, or why there is none."""
+def _result(job: _Job) -> Summary | Held | str:
+    """Of a run that has ended: its summary, who is at work there, or why there is none."""
     wrong, summary = "", None
     try:
         summary = finished(job.task)
@@ -236,6 +167,8 @@ def _result(job: _Job) -> Summary | str:
         log.seek(job.log_start)
         lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     said = lines[-1].removeprefix("st3-train: error: ") if lines else ""
+    if code == InUseError.exit_code:
+        return Held(said)
     if code < 0:
         return f"ended by {signal.Signals(-code).name}" + (f" after: {said}" if said else "")
     return wrong or said or f"ended with code {code} and without a word"
@@ -260,5 +193,3 @@ def _stop(jobs: Sequence[_Job]) -> None:
             if job.process.poll() is None:
                 os.killpg(job.process.pid, signal.SIGKILL)
                 job.process.wait()
-    for job in jobs:
-        job.lock.release()

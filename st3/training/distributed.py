@@ -1,11 +1,17 @@
 """Several processes that train one network together, as `torchrun` starts them."""
 
 import os
+import re
+import signal
+import socket
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,8 +21,8 @@ from torch import Tensor, nn
 from st3.errors import LonelyError, UserError, of_code
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: an evaluation or the decoding of a folder may be all that one does."""
+PATIENCE = 20
+"""Seconds that a process has to save and end when torchrun, which has started it, is gone."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,13 @@ class Processes:
                 if value.is_floating_point():
                     self.sum_(value).div_(self.world_size)
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank, in all of them; they travel pickled."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def from_main(self, action: Callable[[], T]) -> T:
         """What `action` returns in the main process, in all of them; a `UserError` that it raises, too."""
         if self.world_size == 1:
@@ -77,13 +90,12 @@ class Processes:
         if self.world_size == 1:
             return action()
         results: list[T] = []
-        mistake = None
+        mistake: tuple[int, str] | None = None
         try:
             results.append(action())
         except UserError as error:
             mistake = error.exit_code, str(error)
-        mistakes: list[tuple[int, str] | None] = [None] * self.world_size
-        dist.all_gather_object(mistakes, mistake)
+        mistakes = self.gather(mistake)
         for rank, each in enumerate(mistakes):
             if each:
                 code, message = each
@@ -96,13 +108,33 @@ class Processes:
         return self.together(lambda: early[0] if early else action())
 
     def alone(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; a `UserError` in making them (a damaged file) is this process's own: a `LonelyError`."""
-        try:
+        """The same batches; a `UserError` in making them (a damaged file) is this process's own."""
+        with self.lonely(UserError):
             yield from batches
-        except UserError as error:
+
+    @contextmanager
+    def lonely(self, kind: type[UserError]) -> Iterator[None]:
+        """Errors of this kind are this process's own: they become a `LonelyError` where there are others."""
+        try:
+            yield
+        except kind as error:
             if self.world_size == 1:
                 raise
             raise LonelyError(f"process {self.rank}: {error}", error.exit_code) from error
+
+    def lost(self, error: RuntimeError) -> str:
+        """Which of the other processes is lost, where that is what an operation of all has failed of; else nothing."""
+        if self.world_size == 1 or not re.search("gloo|nccl|peer|socket|timed out|timeout", str(error), re.I):
+            return ""
+        here = socket.gethostname()
+        for _ in range(20):  # a connection breaks a moment before its process is gone
+            gone = [rank for rank, (host, pid) in enumerate(_PEERS) if host == here and not _is_alive(pid)]
+            if gone:
+                return f"process {gone[0]} of {self.world_size} has ended (number {_PEERS[gone[0]][1]} on {here})"
+            time.sleep(0.1)
+        if re.search("timed out|timeout", str(error), re.I):
+            return "another process has not answered within ddp_timeout: it hangs, or its machine is gone"
+        return "another process, on another machine, has ended"
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """A module whose backward pass averages the gradients over the processes; the model itself stays as it is.
@@ -144,10 +176,39 @@ def launched() -> Processes:
         ) from error
 
 
-def join(processes: Processes) -> None:
-    """Let the processes find each other, once; NCCL between GPUs, Gloo on CPUs."""
+def join(processes: Processes, timeout: int) -> None:
+    """Let the processes find each other, once; NCCL between GPUs, Gloo on CPUs.
+
+    `timeout` is how many seconds one waits for the others: an evaluation or the decoding of a folder may be all that
+    one does.
+    """
     if processes.world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        _PEERS[:] = processes.gather((socket.gethostname(), os.getpid()))
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+_PEERS: list[tuple[str, int]] = []
+"""Host and process number of each process, by rank."""
+
+
+def _end_with(parent: int) -> None:
+    """Ask this process to end when torchrun has ended: killed, it cannot do so itself."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this host still works; one whose end its parent has not seen yet does not."""
+    try:
+        return not re.search(r"^State:\s+[ZX]", Path(f"/proc/{pid}/status").read_text(), re.M)
+    except OSError:
+        return False
 
 
 def leave() -> None:

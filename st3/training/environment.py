@@ -26,6 +26,7 @@ def environment(machine: Machine, version: str) -> dict:
         "precision": machine.precision,
         "processes": machine.processes.world_size,
         "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if on_cuda else None,
         "git": _git_state(),
     }

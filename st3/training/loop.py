@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from st3.data import Data
-from st3.errors import UserError
 from st3.training.clocks import DataClock
+from st3.training.keeper import Keeper
 from st3.training.machine import Machine
 from st3.training.plan import Plan
 from st3.training.recorder import Recorder
 from st3.training.state import TrainingState
-from st3.training.step import Step
+from st3.training.step import Step, not_finite
 
 
 def fit(
@@ -27,36 +27,47 @@ def fit(
     machine: Machine,
     step: Step,
     recorder: Recorder,
+    keeper: Keeper,
     measure: Callable[[], dict[str, Any]],
 ) -> None:
-    """Train from `state.epoch` to `plan.epochs`.
+    """Train from where `state` is to `plan.epochs`.
 
-    Every epoch starts from a seed made of `plan.seed` and its number, so that a run continued after any finished
-    epoch is the run that was never interrupted. `measure()` gives what a row says of the sparse network.
+    Every epoch starts from a seed made of `plan.seed` and its number, and a state within an epoch knows those of the
+    generators: so a run that is continued is the run that was never interrupted. `measure()` gives what a row says of
+    the sparse network.
 
-    Raises `UserError` when the loss is not finite, `LonelyError` for what only this of several processes has met.
+    Raises `NotFiniteError` when the loss is not finite, `Interruption` where the run was asked to end, `LonelyError`
+    for what only this of several processes has met.
     """
     processes = machine.processes
-    while state.epoch < plan.epochs:
-        begin = time.perf_counter()
-        seed_everything(plan.seed, state.epoch, processes.rank)
-        batches = processes.alone(data.train.epoch(state.epoch))
-        train_epoch(state, batches, plan, machine, step, recorder, measure)
+    state.start_counting()
+    while True:
+        if _evaluation_is_due(state, plan):
+            network = state.network()
+            scores: dict[str, Any] = {"epoch": state.epoch}
+            for split, loader in {"val": data.val, "test": data.test}.items():
+                if loader is not None:
+                    batches = keeper.watched(state, processes.alone(loader.epoch(0)))
+                    found = evaluate(network, batches, machine)
+                    scores |= {f"{split}_{name}": value for name, value in found.items()}
+            state.scores = scores
+            state.count_seconds()
+            recorder.evaluation(state, is_best=_update_best(state, plan))
+            keeper.save(state)
+        if state.epoch == plan.epochs:
+            break
+        done = state.step - state.epoch * plan.steps_per_epoch
+        if done:
+            state.set_random_states()
+        else:
+            seed_everything(plan.seed, state.epoch, processes.rank)
+        batches = processes.alone(data.train.epoch(state.epoch, start=done * plan.accumulate))
+        train_epoch(state, batches, plan, machine, step, recorder, keeper, measure)
         state.epoch += 1
         state.average_buffers(processes)
-        evaluated = state.epoch % plan.eval_every == 0 or state.epoch == plan.epochs
-        if evaluated:
-            network = state.network()
-            splits = {"val": data.val, "test": data.test}
-            state.scores = {"epoch": state.epoch}
-            for split, loader in splits.items():
-                if loader is not None:
-                    scores = evaluate(network, processes.alone(loader.epoch(0)), machine)
-                    state.scores |= {f"{split}_{name}": value for name, value in scores.items()}
-        state.seconds += time.perf_counter() - begin
-        if evaluated:
-            recorder.evaluation(state, is_best=_update_best(state, plan))
-        recorder.checkpoint(state)
+        state.count_seconds()
+        if not _evaluation_is_due(state, plan):
+            keeper.save(state)
 
 
 def train_epoch(
@@ -66,14 +77,16 @@ def train_epoch(
     machine: Machine,
     step: Step,
     recorder: Recorder,
+    keeper: Keeper,
     measure: Callable[[], dict[str, Any]],
 ) -> None:
-    """`plan.steps_per_epoch` optimizer steps. Waits for the device where a row is due, and in fp16 for the scaler."""
+    """The optimizer steps that are left of the epoch. Waits for the device where a row is due, and in fp16 for the
+    scaler."""
     state.model.train()
     clock = DataClock(machine.device)
     batches = clock.timed(batches)
-    total, since, last_step = torch.zeros((), device=machine.device), time.perf_counter(), state.step
-    for index in range(plan.steps_per_epoch):
+    since, end = time.perf_counter() - state.row_seconds, (state.epoch + 1) * plan.steps_per_epoch
+    while state.step < end:
         lr = plan.lr * plan.lr_schedule.value(state.step)
         kind = state.sparsifier.next_step(state.step)  # the ramp follows the plan past steps that the scaler skipped
         warm = step.is_warm(kind)
@@ -81,7 +94,7 @@ def train_epoch(
             machine.wait()
             state.data_seconds += clock.read()
             begin = time.perf_counter()
-        total += step(itertools.islice(batches, plan.accumulate), lr, kind)
+        state.loss_sum += step(itertools.islice(batches, plan.accumulate), lr, kind)
         if not warm:
             machine.wait()
             waited = clock.read()
@@ -91,17 +104,26 @@ def train_epoch(
         if state.average:
             state.average.update()
         recorder.progress()
-        if state.step % plan.log_every == 0 or index == plan.steps_per_epoch - 1:
-            steps = state.step - last_step
-            train_loss = float(machine.processes.sum_(total)) / (steps * machine.processes.world_size)
+        if state.step % plan.log_every == 0 or state.step == end:
+            steps = state.step - state.row_step
+            train_loss = float(machine.processes.sum_(state.loss_sum)) / (steps * machine.processes.world_size)
             if not math.isfinite(train_loss):
-                raise UserError(f"the loss is {train_loss} at step {state.step}: lower optimizer.lr or set clip_norm")
+                raise not_finite(state, lr)
             state.guessing_steps = state.guessing_steps + steps if guesses(train_loss, plan.classes) else 0
             rate = steps * plan.batch_size / (time.perf_counter() - since)
             state.data_seconds += clock.read()
             recorder.row(state, {"train_loss": train_loss, "lr": lr, **measure(), "images_per_second": rate})
-            total.zero_()
-            since, last_step = time.perf_counter(), state.step
+            state.loss_sum.zero_()
+            since, state.row_step = time.perf_counter(), state.step
+        state.row_seconds = time.perf_counter() - since
+        keeper.after_step(state)
+
+
+def _evaluation_is_due(state: TrainingState, plan: Plan) -> bool:
+    """Whether an epoch has ended whose network is to be evaluated, and is not yet."""
+    ended = 0 < state.epoch * plan.steps_per_epoch == state.step
+    wanted = state.epoch == plan.epochs or (state.epoch % plan.eval_every == 0)
+    return ended and wanted and state.scores.get("epoch") != state.epoch
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """One optimizer step: as a sequence of calls, or captured once in a CUDA graph and replayed."""
 
+import math
 import warnings
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from st3.errors import UserError
+from st3.errors import NotFiniteError, UserError
 from st3.training.machine import Machine
 from st3.training.plan import Plan
 from st3.training.state import TrainingState
@@ -45,15 +46,20 @@ class EagerStep:
     def __call__(self, batches: Batches, lr: float, kind: Hashable = None) -> Tensor:
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.compute(batches)
+        # Reading the loss costs nothing where it was computed; and one of several processes cannot stop alone.
+        here = self.machine.device.type == "cpu" and self.machine.processes.world_size == 1
+        loss = self.compute(batches, stop=here)
         self._called = True
         return loss
 
     def is_warm(self, kind: Hashable) -> bool:
         return self._called
 
-    def compute(self, batches: Batches) -> Tensor:
-        """The step at the learning rate that the optimizer has."""
+    def compute(self, batches: Batches, stop: bool = False) -> Tensor:
+        """The step at the learning rate that the optimizer has.
+
+        Raises `NotFiniteError` instead of the update, where it shall `stop` then.
+        """
         model, optimizer, scaler, plan = self.state.model, self.state.optimizer, self.state.scaler, self.plan
         total: Tensor | float = 0.0
         for number, (images, labels) in enumerate(batches, 1):
@@ -63,14 +69,30 @@ class EagerStep:
                     loss = F.cross_entropy(logits, labels, label_smoothing=plan.label_smoothing) / plan.accumulate
                 scaler.scale(loss).backward()
             total = total + loss.detach()
+        assert isinstance(total, Tensor)
+        if stop and not math.isfinite(total):
+            raise not_finite(self.state, optimizer.param_groups[0]["lr"])
         if plan.clip_norm:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        assert isinstance(total, Tensor)
         return total
+
+
+def not_finite(state: TrainingState, lr: float) -> NotFiniteError:
+    """What to say of a loss that is infinite or not a number, after `state.step` steps, in one at the rate `lr`."""
+    largest = {
+        name: max(float(each.detach().abs().max()) for each in (parameter, parameter.grad) if each is not None)
+        for name, parameter in state.model.named_parameters()
+        if parameter.numel()
+    }
+    name = max(largest, key=lambda each: math.inf if math.isnan(largest[each]) else largest[each])
+    return NotFiniteError(
+        f"the loss is not finite after step {state.step} (learning rate {lr:.3g}; largest weights and gradients: "
+        f"{name}, up to {largest[name]:.3g}): lower optimizer.lr or set clip_norm"
+    )
 
 
 class CapturedStep:

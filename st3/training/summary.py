@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from st3.errors import UserError
+from st3.errors import DamagedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,13 @@ class Summary:
 
     @classmethod
     def read(cls, path: Path) -> "Summary":
-        """From a summary.json, also of an earlier version. Raises `UserError` for a damaged file."""
+        """From a summary.json, also of an earlier version. Raises `DamagedError`."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             known = {each.name for each in fields(cls)}
             return cls(**{key: value for key, value in content.items() if key in known})
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): delete it") from error
+            raise DamagedError(f"{path} is damaged ({' '.join(str(error).split())})") from error
 
     def plain(self) -> dict:
         """For JSON, without what there is none of."""

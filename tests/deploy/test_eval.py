@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,24 +130,28 @@ def test_other_images_are_matched_by_the_names_of_their_classes(run, tmp_path):
     )
 
 
+@contextmanager
+def summarised(run, **changes):
+    """The run with another summary.json, which its manifest knows."""
+    directory, summary = RunDirectory(run), RunDirectory(run).summary()
+    (run / "manifest.json").unlink()
+    directory.write_summary(replace(summary, **changes))
+    directory.seal()
+    yield
+    directory.write_summary(summary)
+    directory.seal()
+
+
 def test_what_differs_from_the_summary_is_said(run, tmp_path):
-    summary = (run / "summary.json").read_text()
-    try:
-        RunDirectory(run).write_summary(replace(RunDirectory(run).summary(), top1=1.0))
+    with summarised(run, top1=1.0):
         answer = st3_("eval", run, "--out", tmp_path, "--precision", "bf16")
-    finally:
-        (run / "summary.json").write_text(summary)
     assert answer.line("computing") == "bf16 on cpu"
     assert answer.line("warning").startswith("summary.json says 1.00 % (top-5 100.00 %): another device, precision")
 
 
 def test_a_run_that_is_being_lengthened_is_said_to_be(run, tmp_path):
-    directory, summary = RunDirectory(run), RunDirectory(run).summary()
-    try:
-        directory.write_summary(replace(summary, finished=False, top1=1.0))
+    with summarised(run, finished=False, top1=1.0):
         answer = st3_("eval", run, "--out", tmp_path)
-    finally:
-        directory.write_summary(summary)
     assert answer.line("warning") == f"{run} goes on for more epochs: this is the network from before them"
     assert "summary.json" not in answer.out
 
@@ -170,8 +175,10 @@ def test_a_precision_that_a_cpu_has_not_is_replaced_and_said(run, tmp_path):
     directory = RunDirectory(run)
     before = directory.environment()
     directory.start(directory.config(), [], before | {"precision": "fp16"})
+    directory.seal()
     try:
         answer = st3_("eval", run, "--out", tmp_path, "--device", "cpu")
     finally:
         directory.start(directory.config(), [], before)
+        directory.seal()
     assert answer.line("computing") == "fp32 on cpu, not fp16 as in training, which a CPU has not"

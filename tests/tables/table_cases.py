@@ -27,14 +27,23 @@ RUNS = ["dense-0-s0", "linear-80-s0", "st-3-80-s0"]
 
 STUB = """
 import pathlib, shutil, sys, time
+from st3.errors import InUseError
+from st3.training.lock import Lock
 settings = dict(override.split("=", 1) for override in sys.argv[1:])
 folder, given = pathlib.Path(settings["run_dir"]), pathlib.Path("given")
+folder.mkdir(parents=True, exist_ok=True)
+try:
+    lock = Lock.acquire(folder / ".lock")
+except InUseError as error:
+    print(error)
+    sys.exit(7)
 with open("starts", "a") as file:
     file.write(folder.name + "\\n")
 time.sleep(float((given / "seconds").read_text()))
 if (given / f"{folder.name}.fails").exists():
     sys.exit("a word before\\nst3-train: error: " + (given / f"{folder.name}.fails").read_text())
 shutil.copytree(given / folder.name, folder, dirs_exist_ok=True)
+lock.release()
 """
 
 

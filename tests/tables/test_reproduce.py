@@ -104,11 +104,11 @@ def test_a_mistake_ends_in_one_line_and_writes_nothing(arguments, says, here, ca
 
 def test_broken_runs_are_named_and_the_others_are_in_the_report(stub, here, capsys):
     (stub / "linear-80-s0.fails").write_text("dataset.root=x does not exist")
-    (here / "out").mkdir()
-    (here / "out" / "dense-0-s0.lock").write_text('{"host": "elsewhere", "pid": 1}')
+    (here / "out" / "dense-0-s0").mkdir(parents=True)
+    (here / "out" / "dense-0-s0" / ".lock").write_text('{"host": "elsewhere", "pid": 1}')
     assert reproduce("small.yaml", "--out", "out", "--jobs", "3") == 1
     out = capsys.readouterr().out
-    assert "left: Dense, seed 0, to process 1 on elsewhere" in out
+    assert "left: Dense, seed 0, as out/dense-0-s0 is in use by process 1 on elsewhere" in out
     assert "broken: linear, 80 %, seed 0: dataset.root=x does not exist (see out/linear-80-s0.log)" in out
     assert "1 of 3 runs are broken; the same command tries them again" in out
     assert "1 runs in 1 of 4 rows; report: out/report/index.html" in out
@@ -188,7 +188,7 @@ def test_an_interrupted_table_continues_where_it_was(here, capsys):
 
     def interrupt():
         deadline = time.monotonic() + 60
-        while not (run / "last.pt").exists() and time.monotonic() < deadline:
+        while not (run / "checkpoints").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -198,7 +198,7 @@ def test_an_interrupted_table_continues_where_it_was(here, capsys):
     watcher.join()
     assert "interrupted; the same command continues" in capsys.readouterr().out
     log = here / "a b" / "st-3-80-s0.log"
-    assert "interrupted; to continue: st3-train" in log.read_text()  # it was told, not killed
+    assert "stopped by SIGINT; to continue: st3-train" in log.read_text()  # it was told, not killed
     assert not (run / "model.safetensors").exists()
 
     assert reproduce(*command) == 0

@@ -3,12 +3,9 @@
 A stub stands for the training: it leaves behind what a run directory holds.
 """
 
-import json
 import multiprocessing
 import os
 import signal
-import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from table_cases import RUNS, small_rows, small_tasks, starts
 
 from st3.tables import workers
 from st3.tables.plan import plan
-from st3.tables.workers import Held, Lock, run_all, stoppable
+from st3.tables.workers import run_all, stoppable
 
 # Runs -----------------------------------------------------------------------------------------------------------------
 
@@ -38,7 +35,6 @@ def test_what_is_finished_is_not_run_again(tasks, stub, here):
     run_all(tasks, 3, words.append)
     assert "[1/3] Dense, seed 0: finished before: top-1 50.00 %, sparsity 80.00%, 5.50 M MACs" in words
     assert starts(here) == RUNS
-    assert not list(here.glob("out/*.lock"))
     assert tasks[0].log.read_text() == f"$ {tasks[0].command}\n"
 
 
@@ -86,7 +82,7 @@ def test_what_ends_without_a_result_is_broken(code, says, tasks, stub):
     assert [error for _, error in run_all(tasks[:1], 1, lambda _: None).broken] == [says]
 
 
-def test_an_interruption_lets_the_runs_end_and_frees_their_locks(tasks, stub, here, monkeypatch, capsys):
+def test_an_interruption_lets_the_runs_end(tasks, stub, here, monkeypatch, capsys):
     (stub / "stub.py").write_text(
         "import os, signal, time\n"
         "try:\n"
@@ -99,7 +95,6 @@ def test_an_interruption_lets_the_runs_end_and_frees_their_locks(tasks, stub, he
         run_all(tasks[:1], 1, lambda _: None)
     assert capsys.readouterr().out == "\ninterrupted; the same command continues\n"
     assert tasks[0].log.read_text().endswith("told, not killed\n")
-    assert not list(here.glob("out/*.lock"))
 
     monkeypatch.setattr(workers, "PATIENCE", 0.5)
     (stub / "stub.py").write_text(
@@ -112,76 +107,29 @@ def test_an_interruption_lets_the_runs_end_and_frees_their_locks(tasks, stub, he
     with pytest.raises(KeyboardInterrupt), stoppable():
         run_all(tasks[:1], 1, lambda _: None)
     assert time.monotonic() - begin < 30
-    assert not list(here.glob("out/*.lock"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-# Locks ----------------------------------------------------------------------------------------------------------------
+# Runs of others -------------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_is_had_once_and_names_who_has_it(tmp_path):
-    path = tmp_path / "run.lock"
-    lock = Lock.acquire(path)
-    assert isinstance(lock, Lock)
-    assert json.loads(path.read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
-    assert Lock.acquire(path) == Held(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.release()
-    assert not path.exists()
-    assert isinstance(Lock.acquire(path), Lock)
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    path = tmp_path / "run.lock"
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": dead.pid}))
-    lock = Lock.acquire(path)
-    assert isinstance(lock, Lock)
-    assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert isinstance(Lock.acquire(path), Held)
-
-
-def test_a_run_whose_command_was_killed_stays_locked_until_its_training_ends(tmp_path):
-    path = tmp_path / "run.lock"
-    lock = Lock.acquire(path)
-    assert isinstance(lock, Lock)
-    training = subprocess.Popen(["sleep", "60"], pass_fds=[lock.file.fileno()])
-    lock.file.close()  # as when this process dies
-    assert isinstance(Lock.acquire(path), Held)
-    training.kill()
-    training.wait()
-    assert isinstance(Lock.acquire(path), Lock)
-
-
-@pytest.mark.parametrize(
-    ("content", "by"),
-    [
-        ('{"host": "elsewhere", "pid": 1}', "process 1 on elsewhere: delete out/st-3-80-s0.lock if that is over"),
-        ("", "somebody whose out/st-3-80-s0.lock says nothing: delete it if nobody works there"),
-    ],
-)
-def test_a_lock_of_which_nothing_is_known_is_left_alone_and_named(content, by, tasks, here):
-    tasks[1].lock.write_text(content)
+def test_a_run_that_somebody_works_at_is_left_to_them_and_named(tasks, here):
+    lock = tasks[1].run_dir / ".lock"
+    lock.parent.mkdir()
+    lock.write_text('{"host": "elsewhere", "pid": 1}')
     words: list[str] = []
     outcome = run_all(tasks, 3, words.append)
+    by = f"out/st-3-80-s0 is in use by process 1 on elsewhere: wait for it, or delete {lock} if that is over"
     assert [(task.name, who) for task, who in outcome.held] == [("ST-3, 80 %, seed 0", by)]
-    assert f"[2/3] ST-3, 80 %, seed 0: left to {by}" in words
-    assert tasks[1].lock.read_text() == content
+    assert f"[2/3] ST-3, 80 %, seed 0: left, as {by}" in words
+    assert lock.read_text() == '{"host": "elsewhere", "pid": 1}'
     assert starts(here) == ["dense-0-s0", "linear-80-s0"]
 
 
-def test_a_folder_that_somebody_is_making_is_left_to_them(tasks, here):
-    """Its config.yaml is not there yet, so that it does not look like a run."""
-    tasks[1].run_dir.mkdir(parents=True)
-    (tasks[1].run_dir / ".config.yaml.partial").touch()
-    lock = Lock.acquire(tasks[1].lock)
-    assert isinstance(lock, Lock)
-    outcome = run_all([tasks[1]], 1, lambda line: None)
-    lock.release()
-    assert (outcome.broken, [task for task, _ in outcome.held]) == ([], [tasks[1]])
-    [(_, wrong)] = run_all([tasks[1]], 1, lambda line: None).broken
-    assert "holds other files but no run" in wrong
-    assert not tasks[1].lock.exists()
+def test_a_run_that_somebody_has_begun_in_the_same_moment_is_left_to_them(tasks, stub):
+    (stub / "stub.py").write_text("import sys; print('st3-train: error: out/x is in use by process 5'); sys.exit(7)")
+    outcome = run_all(tasks[:1], 1, lambda line: None)
+    assert (outcome.broken, [by for _, by in outcome.held]) == ([], ["out/x is in use by process 5"])
 
 
 @pytest.mark.slow
@@ -204,6 +152,5 @@ def test_two_processes_share_a_table(tasks, stub, here):
     assert [process.exitcode for process in both] == [0, 0]
     assert starts(here) == sorted(name[:-1] + seed for name in RUNS for seed in "012")  # each once
     counts = [(here / name).read_text().count(": started, see ") for name in ("one", "two")]
-    assert sum(counts) == 9
+    assert sum(counts) >= 9  # of two that begin a run in the same moment, one ends again
     assert min(counts) >= 1, "one did everything: they were not at work at the same time"
-    assert not list(here.glob("out/*.lock"))

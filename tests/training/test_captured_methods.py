@@ -8,13 +8,12 @@ import pytest
 import torch
 from graph_cases import PLAN, Graphs, Watcher, assert_same_training, content, images, make_state
 from helpers import assert_same
-from training_cases import FP32
+from training_cases import FP32, train_epoch
 
 from st3.durations import Length
 from st3.sparsify import METHODS, AlternatingPhases, Constant, Dense, PolynomialRamp, thresholds
 from st3.sparsify.methods import ACDC, GMP, SET, STR, Feather, GraNet, ProbMask, RigL, TopKAST
 from st3.sparsify.thresholds import weighted_quantile
-from st3.training.loop import train_epoch
 from st3.training.state import TrainingState
 from st3.training.step import CapturedStep, EagerStep
 
@@ -95,7 +94,7 @@ def test_a_captured_run_continues_captured(name, first, graphs):
     train_epoch(state, images(STEPS)[:first], plan, FP32, step, Watcher(), dict)
     assert graphs.replays > 0
     torch.manual_seed(99)
-    rest = replace(PLAN, length=Length(STEPS - first))
+    rest = replace(PLAN, length=Length(STEPS))
     other, watcher = make_state(method, schedule, length=STEPS), Watcher()
     step = CapturedStep(EagerStep(other, rest, FP32, other.model), required=True)
     other.load_state_dict(copy.deepcopy(state.state_dict()))

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from st3.errors import UserError
+from st3.errors import DamagedError
 from st3.training.checkpoints import load_checkpoint, save_checkpoint, save_json, save_network, write_atomically
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ class Marker:
 
 def test_a_pickled_object_is_refused_and_not_run(tmp_path):
     torch.save({"model": Marker(tmp_path / "ran")}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match=r"evil\.pt"):
+    with pytest.raises(DamagedError, match=r"evil\.pt"):
         load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -74,14 +74,14 @@ def test_a_truncated_file_is_named(tmp_path, kept):
     save_checkpoint(path, {"model": nn.Linear(20, 20).state_dict()})
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(UserError, match=r"last\.pt.*run_dir") as caught:
+    with pytest.raises(DamagedError, match=r"last\.pt") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "last.pt").write_text("not a checkpoint, " * 50)
-    with pytest.raises(UserError, match=r"last\.pt"):
+    with pytest.raises(DamagedError, match=r"last\.pt"):
         load_checkpoint(tmp_path / "last.pt")
 
 

@@ -10,7 +10,7 @@ import torch
 from command_cases import dot
 from helpers import assert_same
 from torch import nn
-from training_cases import FP32, Recorder, data_of, make_plan, plain
+from training_cases import FP32, Recorder, data_of, fit, make_plan, plain, train_epoch
 
 import st3.run
 from st3 import Sparsifier
@@ -22,9 +22,10 @@ from st3.optim.lr_schedules import CosineSettings
 from st3.optim.optimizers import SGD
 from st3.sparsify import METHODS, AlternatingPhases, Constant, PolynomialRamp
 from st3.sparsify.methods import STR
+from st3.training import loop
 from st3.training.distributed import SINGLE, Processes, join, launched, leave
 from st3.training.ema import RawAverage
-from st3.training.loop import evaluate, fit, train_epoch
+from st3.training.loop import evaluate
 from st3.training.machine import Machine
 from st3.training.state import TrainingState
 from st3.training.step import EagerStep
@@ -53,7 +54,7 @@ class Shard:
     def __init__(self, count: int, processes: Processes, accumulate: int = 1):
         self.count, self.passes, self.processes = count, accumulate, processes
 
-    def epoch(self, epoch):
+    def epoch(self, epoch, start=0):
         generator = torch.Generator().manual_seed(epoch)
         each = BATCH // self.passes // self.processes.world_size
         share = slice(self.processes.rank * each, (self.processes.rank + 1) * each)
@@ -208,8 +209,10 @@ def ran(method: str, folder: Path) -> tuple[dict, dict]:
     states = []
 
     def watched(state, *others):
-        fit(state, *others)
-        states.append(plain(state.state_dict()))
+        loop.fit(state, *others)
+        saved = plain(state.state_dict())
+        del saved["processes"]  # generators, which are each process's own
+        states.append(saved)
 
     st3.run.fit, st3.run.draw_run = watched, dot
     config = compose_config([*TINY, f"method={method}", f"run_dir={folder / method}"])
@@ -222,8 +225,8 @@ def work(rank: int, port: int, folder: str) -> None:
     os.environ |= together(port, rank)
     torch.set_num_threads(1)
     processes = launched()
-    join(processes)
-    join(processes)  # the second job of a sweep
+    join(processes, 120)
+    join(processes, 120)  # the second job of a sweep
     found = {f"trained {passes}": trained(processes, passes) for passes in (1, 2)}
     found |= {f"trained {method}": trained(processes, 1, method) for method in METHODS}
     found |= {"normalised": normalised(processes), "scored": scored(processes), "heard": heard(processes)}

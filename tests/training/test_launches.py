@@ -10,11 +10,11 @@ from graph_cases import PLAN, Graphs, Watcher, assert_same_training, images, mak
 from helpers import assert_same
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_cases import train_epoch
 
 from st3.measure import layer_macs
 from st3.models import build_model
 from st3.training.launches import FewerLaunches
-from st3.training.loop import train_epoch
 from st3.training.machine import Machine
 from st3.training.step import CapturedStep, EagerStep
 

@@ -27,8 +27,8 @@ def after_an_epoch(monkeypatch) -> None:
     """The next run is interrupted when its first epoch is complete."""
     original = RunRecorder.checkpoint
 
-    def checkpoint(self, state):
-        original(self, state)
+    def checkpoint(self, state, content):
+        original(self, state, content)
         monkeypatch.setattr(RunRecorder, "checkpoint", original)
         raise KeyboardInterrupt
 

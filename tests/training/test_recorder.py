@@ -1,6 +1,7 @@
 """What a recorder leaves in the run directory: rows, events, checkpoints; and how a later sitting goes on with them."""
 
 import csv
+import math
 import threading
 import time
 
@@ -11,6 +12,7 @@ from torch import nn
 from training_cases import FP32, SUMMARY, make_plan
 
 from st3 import Sparsifier
+from st3.errors import DiskError, NotFiniteError
 from st3.measure import LayerRow
 from st3.training.loggers import TAGS, TensorBoard
 from st3.training.recorder import RunRecorder
@@ -34,17 +36,21 @@ def make_state(step=0) -> TrainingState:
 
 def started(path) -> RunDirectory:
     directory = RunDirectory(path)
+    directory.claim()
     directory.start({"sparsity": 0.9}, ["sparsity=0.9"], {"st3": "0"})
     return directory
 
 
 def recorder_of(directory, state) -> RunRecorder:
     plan = make_plan(epochs=2, steps_per_epoch=4)
+    generation, _ = directory.checkpoint()
     return RunRecorder(
         directory,
         state,
         plan,
         [TensorBoard(directory, state.step)],
+        settings={"sparsity": 0.9},
+        metrics=generation.metrics if generation else "",
         layer_rows=lambda: LAYERS,
         summary=lambda: SUMMARY(steps=state.step),
         failures=lambda dead: [],
@@ -54,6 +60,10 @@ def recorder_of(directory, state) -> RunRecorder:
 def row(step, loss=None) -> dict:
     sparse = {"sparsity_scheduled": 0.5, "sparsity": 0.5, "threshold": 0.25, "macs": 6, "dead_layers": 0}
     return {"train_loss": step / 8 if loss is None else loss, "lr": 0.1, **sparse, "images_per_second": 1000.0}
+
+
+def save(recorder, state) -> None:
+    recorder.checkpoint(state, state.state_dict())
 
 
 def play(recorder, state, steps, evaluate_at=(), val=False, loss=None) -> None:
@@ -67,7 +77,14 @@ def play(recorder, state, steps, evaluate_at=(), val=False, loss=None) -> None:
             state.scores = {"epoch": state.epoch, "test_top1": 10.0 + step, "test_top5": 50.0}
             state.scores |= {"val_top1": 20.0 + step, "val_top5": 60.0} if val else {}
             recorder.evaluation(state, is_best=step == 4)
-            recorder.checkpoint(state)
+            save(recorder, state)
+
+
+def saved(directory) -> dict:
+    generation, damaged = directory.checkpoint()
+    assert not damaged
+    assert generation.state["settings"] == {"sparsity": 0.9}
+    return generation.state
 
 
 def read_metrics(path) -> list[dict]:
@@ -128,9 +145,9 @@ def test_the_summary_stays_that_of_the_last_evaluation(tmp_path):
     play(recorder, state, [2, 4], evaluate_at=[4])
     state.step, state.epoch = 8, 2
     recorder.row(state, row(8))
-    recorder.checkpoint(state)  # of an epoch that was not evaluated
+    save(recorder, state)  # of an epoch that was not evaluated
     recorder.close()
-    assert directory.checkpoint()["epoch"] == 2
+    assert saved(directory)["epoch"] == 2
     assert directory.summary() == SUMMARY(steps=4)
 
 
@@ -142,7 +159,7 @@ def test_a_checkpoint_is_resumed_whole(tmp_path):
     play(recorder, state, [2, 4], evaluate_at=[4])
     recorder.close()
     other = make_state()
-    other.load_state_dict(RunDirectory(tmp_path).checkpoint())
+    other.load_state_dict(saved(RunDirectory(tmp_path)))
     assert (other.epoch, other.step, other.scores) == (1, 4, state.scores)
     assert torch.equal(other.model.weight, state.model.weight)
     assert torch.equal(other.sparsifier.raw_weights()[""], state.sparsifier.raw_weights()[""])
@@ -155,7 +172,7 @@ def test_a_checkpoint_without_a_gradient_scaler_is_resumed_with_one(tmp_path):
     recorder.close()
     other = make_state()
     other.scaler = torch.amp.GradScaler("cpu", enabled=True)  # as on a GPU without bf16, where it is fp16
-    other.load_state_dict(directory.checkpoint())
+    other.load_state_dict(saved(directory))
     assert other.step == 4
 
 
@@ -179,7 +196,7 @@ def test_a_continued_run_drops_the_rows_after_its_checkpoint(tmp_path):
     recorder = recorder_of(directory, state)
     play(recorder, state, [2, 4, 6], evaluate_at=[4], loss=1.0)  # interrupted in the second epoch
     recorder.close()
-    assert [r["step"] for r in read_metrics(tmp_path)] == ["2", "4", "6"]
+    assert [r["step"] for r in read_metrics(tmp_path)] == ["2", "4"]  # the last one may still take scores in
 
     time.sleep(1.1)  # files of events are ordered by the second in their names
     state = make_state(step=4)
@@ -202,22 +219,27 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_its_curves_anew(tm
     time.sleep(1.1)  # files of events are ordered by the second in their names
     state = make_state()
     recorder = recorder_of(directory, state)
-    play(recorder, state, [2, 4], loss=2.0)
+    play(recorder, state, [2, 4], evaluate_at=[4], loss=2.0)
     recorder.close()
     assert [(r["step"], r["train_loss"]) for r in read_metrics(tmp_path)] == [("2", "2.0"), ("4", "2.0")]
     assert read_events(tmp_path)["train/loss"] == [(2, 2.0), (4, 2.0)]
 
 
-def test_a_row_torn_by_a_crash_does_not_stop_the_next_sitting(tmp_path):
+def test_a_row_that_waits_for_scores_is_kept_in_the_checkpoint(tmp_path):
     directory, state = started(tmp_path), make_state()
     recorder = recorder_of(directory, state)
-    play(recorder, state, [2, 4], loss=1.0)
+    play(recorder, state, [2, 4])
+    save(recorder, state)  # asked to end before the evaluation
     recorder.close()
-    path = tmp_path / "metrics.csv"
-    path.write_text(path.read_text() + "2,")
-    recorder = recorder_of(directory, make_state(step=4))
+    assert [r["step"] for r in read_metrics(tmp_path)] == ["2"]
+    other = make_state()
+    other.load_state_dict(saved(directory))
+    recorder = recorder_of(directory, other)
+    other.epoch, other.scores = 1, {"epoch": 1, "test_top1": 14.0, "test_top5": 50.0}
+    recorder.evaluation(other, is_best=False)
     recorder.close()
-    assert [r["step"] for r in read_metrics(tmp_path)] == ["2", "4"]
+    rows = read_metrics(tmp_path)
+    assert [(r["step"], r["train_loss"], r["test_top1"]) for r in rows] == [("2", "0.25", ""), ("4", "0.5", "14.0")]
 
 
 def test_a_checkpoint_is_of_the_moment_although_training_goes_on(tmp_path, monkeypatch):
@@ -226,23 +248,35 @@ def test_a_checkpoint_is_of_the_moment_although_training_goes_on(tmp_path, monke
     write = RunDirectory.write_checkpoint
     monkeypatch.setattr(RunDirectory, "write_checkpoint", lambda *a: may_write.wait(10) and write(*a))
     before = state.model.weight.detach().clone()
-    recorder.checkpoint(state)
+    save(recorder, state)
     with torch.no_grad():
         state.model.weight.add_(1)
     assert not directory.has_checkpoint()
     may_write.set()
     recorder.close()
-    assert torch.equal(directory.checkpoint()["model"]["weight"], before)
+    assert torch.equal(saved(directory)["model"]["weight"], before)
 
 
-def test_what_a_checkpoint_meets_in_writing_is_raised_at_the_next_one_or_at_the_end(tmp_path, monkeypatch):
-    def full(directory, state):
-        raise OSError("No space left on device")
+def test_what_a_checkpoint_meets_in_writing_is_raised_in_the_next_step_or_at_the_end(tmp_path, monkeypatch):
+    def full(directory, *content):
+        raise DiskError("No space left on device")
 
     monkeypatch.setattr(RunDirectory, "write_checkpoint", full)
     state = make_state()
-    for end in (lambda recorder: recorder.checkpoint(state), lambda recorder: recorder.close()):
+    for end in (lambda recorder: save(recorder, state), RunRecorder.close, RunRecorder.progress):
         recorder = recorder_of(started(tmp_path), state)
-        recorder.checkpoint(state)
-        with pytest.raises(OSError, match="No space left"):
+        save(recorder, state)
+        if end == RunRecorder.progress:
+            time.sleep(0.5)  # it is not waited for
+        with pytest.raises(DiskError, match="No space left"):
             end(recorder)
+
+
+def test_a_loss_that_is_not_finite_is_not_saved(tmp_path):
+    directory, state = started(tmp_path), make_state()
+    recorder = recorder_of(directory, state)
+    state.loss_sum.fill_(math.nan)
+    with pytest.raises(NotFiniteError, match="not finite after step 0"):
+        save(recorder, state)
+    recorder.close()
+    assert not directory.has_checkpoint()

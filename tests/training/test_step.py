@@ -13,7 +13,7 @@ from graph_cases import PLAN, RAMP, Graphs, Watcher, assert_same_training, conte
 from helpers import assert_same
 from torch import nn
 from torchvision.transforms import v2
-from training_cases import FP32
+from training_cases import FP32, train_epoch
 
 from st3 import Sparsifier
 from st3.durations import Length
@@ -22,7 +22,7 @@ from st3.measure import layer_macs
 from st3.optim import OPTIMIZERS
 from st3.training import loop
 from st3.training.ema import RawAverage
-from st3.training.loop import evaluate, train_epoch
+from st3.training.loop import evaluate
 from st3.training.machine import Machine
 from st3.training.state import TrainingState
 from st3.training.step import CapturedStep, EagerStep
@@ -221,8 +221,8 @@ def test_a_captured_run_continues_as_a_called_one(graphs):
     assert graphs.replays > 0
     other = make_state()
     other.load_state_dict(copy.deepcopy(state.state_dict()))
-    rest, watcher = replace(PLAN, length=Length(15)), Watcher()
-    train_epoch(other, images(30)[15:], rest, FP32, EagerStep(other, rest, FP32, other.model), watcher, dict)
+    watcher = Watcher()
+    train_epoch(other, images(30)[15:], PLAN, FP32, EagerStep(other, PLAN, FP32, other.model), watcher, dict)
     assert_same(called[1].steps_seen[15:], watcher.steps_seen)
     assert_same(content(called[0]), content(other))
 
@@ -246,7 +246,8 @@ class OnGpu:
     def train(self, half: int) -> "OnGpu":
         passes = 15 * self.plan.accumulate
         batches = images(2 * passes, "cuda")[half * passes : (half + 1) * passes]
-        train_epoch(self.state, batches, self.plan, self.machine, self.step, self.watcher, dict)
+        plan = replace(self.plan, length=Length(15 * (half + 1)))
+        train_epoch(self.state, batches, plan, self.machine, self.step, self.watcher, dict)
         return self
 
     def is_warm(self) -> bool:

@@ -6,11 +6,15 @@ from functools import partial
 import torch
 
 from st3.data import Data
-from st3.durations import Length
+from st3.durations import Interval, Length
 from st3.optim.lr_schedules import ConstantSettings
 from st3.sparsify import Constant
+from st3.training import loop
+from st3.training.distributed import SINGLE
+from st3.training.keeper import Keeper
 from st3.training.machine import Machine
 from st3.training.plan import Plan
+from st3.training.signals import Signals
 from st3.training.summary import Summary
 
 FP32 = Machine(torch.device("cpu"))
@@ -23,13 +27,14 @@ class Batches:
         self.count, self.size, self.dtype, self.device = count, size, dtype, device
         self.asked = []
 
-    def epoch(self, epoch):
+    def epoch(self, epoch, start=0):
         self.asked.append(epoch)
         generator = torch.Generator().manual_seed(epoch)
-        for _ in range(self.count):
+        for number in range(self.count):
             inputs = torch.randn(self.size, 6, generator=generator, dtype=self.dtype)
             labels = torch.randint(3, (self.size,), generator=generator)
-            yield inputs.to(self.device), labels.to(self.device)
+            if number >= start:
+                yield inputs.to(self.device), labels.to(self.device)
 
 
 class Recorder:
@@ -47,10 +52,26 @@ class Recorder:
     def evaluation(self, state, is_best):
         self.evaluations.append((copy.deepcopy(state.scores), is_best))
 
-    def checkpoint(self, state):
-        self.checkpoints.append(copy.deepcopy(state.state_dict()))
+    def checkpoint(self, state, content):
+        self.checkpoints.append(copy.deepcopy(content))
 
     def close(self): ...
+
+
+def keeper_of(recorder, interval="0", signals=None, processes=SINGLE) -> Keeper:
+    return Keeper(processes, recorder, signals or Signals(), Interval.parse(interval))
+
+
+def fit(state, data, plan, machine, step, recorder, measure, keeper=None) -> None:
+    """The loop's, saving when epochs end."""
+    keeper = keeper or keeper_of(recorder, processes=machine.processes)
+    loop.fit(state, data, plan, machine, step, recorder, keeper, measure)
+
+
+def train_epoch(state, batches, plan, machine, step, recorder, measure) -> None:
+    """The loop's."""
+    keeper = keeper_of(recorder, processes=machine.processes)
+    loop.train_epoch(state, batches, plan, machine, step, recorder, keeper, measure)
 
 
 def data_of(train, val, test) -> Data:

@@ -1,0 +1,1 @@
+"""Faults injected into real runs: what docs/reliability.md tells."""

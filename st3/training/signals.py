@@ -1,0 +1,63 @@
+"""How a run is asked to end: Ctrl-C, kill, a closed terminal, the warning of a batch system."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ASKING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+
+
+class Interruption(KeyboardInterrupt):
+    """A signal has asked this process to end; what can be saved is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """Within `with Signals() as signals`, the first of `ASKING` raises `Interruption`, and a second one ends at once.
+
+    Within `with signals.noted()` the first is only noted, in `asked`: what is under way is brought to an end there.
+    Signals that somebody else handles or ignores (Submitit, nohup) stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        """The number of the signal; 0: none has come."""
+        self._noting = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "Signals":
+        ours = signal.SIG_DFL, signal.default_int_handler
+        if threading.current_thread() is threading.main_thread():  # no other thread may
+            self._before = {each: handler for each in ASKING if (handler := signal.getsignal(each)) in ours}
+        for each in self._before:
+            signal.signal(each, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = False
+
+    def obey(self) -> None:
+        """Raises `Interruption` where a signal has been noted."""
+        if self.asked:
+            raise Interruption(self.asked)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        self.asked = number
+        if not self._noting:
+            raise Interruption(number)
