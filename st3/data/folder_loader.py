@@ -86,11 +86,11 @@ class FolderLoader(Loader):
             pin_memory=self.device.type == "cuda",
         )
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of one epoch; see `Loader`. Starting an epoch ends the one that is under way."""
         random = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-        self.sampler[:] = [(epoch, indices) for indices in self.split(self.order(random))]
-        augmentations = self.augmentations(random)
+        self.sampler[:] = [(epoch, indices) for indices in self.split(self.order(random))[start:]]
+        augmentations = self.augmentations(random)[start:]
         batches = prepared(checked(self.batches, self.left_out), self.prepare, self.stream)
         for (images, labels), draws in zip(batches, augmentations, strict=True):
             if len(labels):  # else all were left out
