@@ -20,7 +20,8 @@ from st3.data.loader import Loader
 from st3.data.memory import check_memory, decode_once
 from st3.data.probing import probe
 from st3.data.views import WholeView
-from st3.errors import UserError
+from st3.data.workers import shown
+from st3.errors import DataError, UserError
 
 __all__ = [
     "AugmentationConfig",
@@ -76,7 +77,7 @@ class Images:
 
 
 def _warnings(left_out: Sequence[LeftOut]) -> list[str]:
-    files = sorted({path for each in left_out for path in each.errors})
+    files = sorted({shown(path) for each in left_out for path in each.errors})
     return [f"{len(files):,} image files that cannot be read were left out: {named(files)}"] if files else []
 
 
@@ -104,7 +105,8 @@ def build_data(
         augmentation: of training images, beyond `config.augment`; None: nothing.
 
     Raises:
-        UserError: settings that do not fit the data or the device, or data that are absent or damaged.
+        UserError: settings that do not fit each other, the data or the device.
+        DataError: data that are absent, damaged, or other than the settings say.
     """
     device = torch.device(device)
     check_options(config)
@@ -127,7 +129,8 @@ def build_split(config: DatasetConfig, split: str, *, seed: int, device: torch.d
     """One split as the evaluations of a run see it: "train" (after the hold-out), "val" or "test".
 
     Raises:
-        UserError: as `build_data`, or there is no such split.
+        UserError: there is no such split.
+        UserError, DataError: as `build_data`.
     """
     loaders = _Loaders(config, device)
     source = _read(config, seed, loaders, announce=True, only=split)
@@ -143,11 +146,11 @@ def build_folder(config: DatasetConfig, folder: Path, classes: Sequence[str], de
     They are read while they are evaluated, and cut as `config` cuts its own.
 
     Raises:
-        UserError: no images there, or class folders that are none of `classes`.
+        DataError: no images there, or class folders that are none of `classes`.
     """
     loaders, listing = _Loaders(config, device), scan(folder)
     if unknown := [label for label in listing.classes if label not in classes]:
-        raise UserError(
+        raise DataError(
             f"{folder} has classes that the network does not know: {named(unknown)}; it knows {named(list(classes))}: "
             "rename these folders, or move them away"
         )
@@ -268,8 +271,9 @@ def dataset_facts(config: DatasetConfig) -> Facts:
     """The sizes that the configuration gives; those that it leaves out are counted in the folder. No image is opened.
 
     Raises:
-        UserError: a size left out for a dataset that is no image folder, a folder that cannot be listed, a validation
-            set that takes all training images, or nothing to test on.
+        UserError: a size left out for a dataset that is no image folder, a validation set that takes all training
+            images, or nothing to test on.
+        UserError, DataError: as `scan_tree`.
     """
     counted: dict[str, int] = {}
     tested_on_held_out = False
@@ -311,7 +315,7 @@ def _check_held_out_for_testing(config: DatasetConfig) -> None:
             "folder"
         )
     if config.test_images is not None:
-        raise UserError(f"{where} for dataset.test_images={config.test_images}: set dataset.test_images=null")
+        raise DataError(f"{where} for dataset.test_images={config.test_images}: set dataset.test_images=null")
 
 
 def _held_out(source: Source, config: DatasetConfig) -> torch.Tensor | None:
@@ -344,7 +348,7 @@ def _check_facts(source: Source, held_out: torch.Tensor | None, config: DatasetC
         found |= {"channels": (channels, "channels"), "image_size": (width, "pixels a side")}
     odd = [key for key, (value, _) in found.items() if getattr(config, key) not in (None, value)]
     if odd:
-        raise UserError(
+        raise DataError(
             f"{' '.join(f'dataset.{key}={getattr(config, key)}' for key in odd)} but "
             f"{config.root if config.name in FOLDERS else config.name} has "
             f"{', '.join(f'{found[key][0]} {found[key][1]}' for key in odd)}: "
