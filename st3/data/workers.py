@@ -198,6 +198,9 @@ class _Watch(threading.Thread):
             return action()
         except Exception:
             if verdict := self.verdict or self.death():
+                self.kill()
+                for worker in self.workers:
+                    worker.join(1)
                 raise DataError(verdict) from None
             raise
         finally:
@@ -216,9 +219,13 @@ class _Watch(threading.Thread):
             stuck = [number for number in late if self.marks[number].path]
             if stuck or len(late) == len(self.workers):
                 self.verdict = self.delay(stuck)
-                for worker in self.workers:
-                    worker.kill()
+                self.kill()
                 return
+
+    def kill(self) -> None:
+        """End all workers, even those that are stopped."""
+        for worker in self.workers:
+            worker.kill()
 
     def delay(self, stuck: Sequence[int]) -> str:
         """What to say of workers that stand still."""
@@ -235,8 +242,10 @@ class _Watch(threading.Thread):
 
     def death(self) -> str:
         """What to say of the worker that has died, if any."""
-        wait([worker.sentinel for worker in self.workers], timeout=1)  # it may still be dying
+        ending = wait([worker.sentinel for worker in self.workers], timeout=1)
         for number, worker in enumerate(self.workers):
+            if worker.sentinel in ending:
+                worker.join(1)  # it may still be dying
             if (code := worker.exitcode) is not None:
                 how = f"ended by itself (exit code {code})" if code >= 0 else f"was killed ({_signal_name(-code)})"
                 where = f" while it read {path}" if (path := self._file(number)) else ""
