@@ -1,7 +1,7 @@
 """Datasets by name, served as batches on the device: `build_data` is the door of this room."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from st3.data.arrays import ArrayLoader
 from st3.data.augmentation import AugmentationConfig, Augmenter
 from st3.data.config import DatasetConfig, Facts
+from st3.data.contents import contents_changes, contents_of
 from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split, listed, required
 from st3.data.files import LeftOut
 from st3.data.folder_loader import DECODERS, FolderLoader
@@ -34,6 +35,8 @@ __all__ = [
     "build_folder",
     "build_split",
     "check_options",
+    "contents",
+    "contents_changes",
     "data_warnings",
     "dataset_facts",
     "evaluation_batch_size",
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 ON_ERROR = "stop", "skip"
+CHANGED = "stop", "accept"
 AUGMENTATIONS = "none", "crop", "crop_flip", "random_resized_crop"
 
 
@@ -56,6 +60,8 @@ class Data:
     classes: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     """What this process has left out so far (dataset.on_error=skip); grows while files are read in training."""
+    contents: Mapping[str, Any] = field(default_factory=dict)
+    """What the data are, as `contents_of` describes them; the same in all processes."""
 
     def warnings(self) -> list[str]:
         """A sentence where image files were left out."""
@@ -111,7 +117,9 @@ def build_data(
     device = torch.device(device)
     check_options(config)
     loaders = _Loaders(config, device, eval_batch_size)
-    source = _read(config, seed, loaders, announce=rank == 0)
+    source = DATASETS[config.name](config, seed)
+    recorded = contents_of(source)
+    source = _divided(source, config, loaders, announce=rank == 0)
     assert source.test
 
     order = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
@@ -122,7 +130,18 @@ def build_data(
         test=loaders.evaluation(source.test.part(rank, world_size)),
         classes=source.classes,
         left_out=tuple(loaders.left_out),
+        contents=recorded,
     )
+
+
+def contents(config: DatasetConfig, seed: int) -> dict[str, Any]:
+    """What `build_data` would put into `Data.contents`; no image file is opened.
+
+    Raises:
+        UserError, DataError: as `build_data`, for settings and data that are not there or damaged.
+    """
+    check_options(config)
+    return contents_of(DATASETS[config.name](config, seed))
 
 
 def build_split(config: DatasetConfig, split: str, *, seed: int, device: torch.device) -> Images:
@@ -133,7 +152,7 @@ def build_split(config: DatasetConfig, split: str, *, seed: int, device: torch.d
         UserError, DataError: as `build_data`.
     """
     loaders = _Loaders(config, device)
-    source = _read(config, seed, loaders, announce=True, only=split)
+    source = _divided(DATASETS[config.name](config, seed), config, loaders, announce=True, only=split)
     chosen: Split | None = getattr(source, split)
     if chosen is None:
         raise UserError(f"no images are held out for validation (dataset.val_images={config.val_images}): choose test")
@@ -197,9 +216,10 @@ class _Loaders:
         return self.make(split, batch_size=self.eval_batch_size)
 
 
-def _read(config: DatasetConfig, seed: int, loaders: _Loaders, announce: bool, only: str | None = None) -> Source:
+def _divided(
+    source: Source, config: DatasetConfig, loaders: _Loaders, announce: bool, only: str | None = None
+) -> Source:
     """The splits after the hold-out. With `only`, files of the others may stay files."""
-    source = DATASETS[config.name](config, seed)
     held_out = _held_out(source, config)
     _check_facts(source, held_out, config)
     if config.name in FOLDERS and not config.streamed:
@@ -251,6 +271,8 @@ def check_options(config: DatasetConfig) -> None:
         raise UserError(f"dataset.decode=gpu gives RGB, not dataset.channels={channels}: set dataset.decode=cpu")
     if config.on_error not in ON_ERROR:
         raise UserError(f"dataset.on_error={config.on_error} does not exist: choose among {', '.join(ON_ERROR)}")
+    if config.changed not in CHANGED:
+        raise UserError(f"dataset.changed={config.changed} does not exist: choose among {', '.join(CHANGED)}")
     if config.on_error == "skip" and name not in FOLDERS:
         raise UserError(f"dataset.on_error=skip has no effect with {name}: set dataset.on_error=stop")
     if config.on_error == "skip" and decode == "gpu":

@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import lzma
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class Source:
     classes: tuple[str, ...]
     val: Split | None = None
     """Validation images, where the dataset has them apart from the training images."""
+    folders: Mapping[str, str] = field(default_factory=dict)
+    """Of image files: the folder with the class folders, of each split by its name here."""
 
 
 def required(config: DatasetConfig, key: str, default: int | None = None) -> int:
@@ -148,7 +150,8 @@ def image_folder(config: DatasetConfig, _seed: int = 0) -> Source:
 
     splits = {use: listed(listing) for use, listing in listings.items()}
     classes = tuple(listings["train"].classes)
-    return Source(splits["train"], splits.get("test"), classes, splits.get("val"))
+    folders = {use: str(listing.root) for use, listing in listings.items()}
+    return Source(splits["train"], splits.get("test"), classes, splits.get("val"), folders)
 
 
 def fake(config: DatasetConfig, seed: int) -> Source:
