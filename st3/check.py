@@ -9,7 +9,7 @@ examples:
   st3 check DIR --all        all of them, also for a file: st3 check DIR --all > found.txt
   st3 check DIR --workers 16
 
-The exit code is 0 if all is well, 1 if something was found, 2 if there are no images in DIR. Odd colour modes are only
+The exit code is 0 if all is well, 1 if something was found, 3 if there are no images in DIR. Odd colour modes are only
 listed: training converts them.
 """
 

@@ -62,7 +62,7 @@ def test_everything_is_found_in_one_go(tree, workers):
     check = check_folder(tree, workers)
     cut, *others = check.findings.pop("damaged")
     assert cut.startswith("train/a/1.jpg: ")
-    assert others == ["test/b/0.jpg: empty file", "test/b/1.jpg: no image that Pillow knows"]
+    assert others == ["test/b/0.jpg: empty file", "test/b/1.jpg: no JPEG, PNG, PPM, BMP, TIFF or WEBP image"]
     assert check.findings == {
         "odd size": ["train/a/2.jpg: 24×21, most are 24×20"],
         "odd mode": ["train/a/3.jpg: L, most are RGB"],
@@ -107,7 +107,7 @@ def test_where_sizes_vary_only_extremes_are_odd(tree):
 
 def test_a_wrong_folder_is_a_mistake(tree, capsys):
     for folder, says in ((tree / "none", "is no folder"), (tree / "train" / "a", "has no images in SPLIT/CLASS/FILE")):
-        assert main(["check", str(folder)]) == 2
+        assert main(["check", str(folder)]) == 3
         err = capsys.readouterr().err
         assert err.startswith(f"st3 check: error: {folder} {says}")
         assert err.count("\n") == 1

@@ -1,7 +1,7 @@
 """Datasets by name, served as batches on the device: `build_data` is the door of this room."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from st3.data.arrays import ArrayLoader
 from st3.data.augmentation import AugmentationConfig, Augmenter
 from st3.data.config import DatasetConfig, Facts
+from st3.data.contents import contents_changes, contents_of
 from st3.data.datasets import DATASETS, DOWNLOADED, FOLDERS, MADE_HERE, Source, Split, listed, required
 from st3.data.files import LeftOut
 from st3.data.folder_loader import DECODERS, FolderLoader
@@ -20,7 +21,8 @@ from st3.data.loader import Loader
 from st3.data.memory import check_memory, decode_once
 from st3.data.probing import probe
 from st3.data.views import WholeView
-from st3.errors import UserError
+from st3.data.workers import shown
+from st3.errors import DataError, UserError
 
 __all__ = [
     "AugmentationConfig",
@@ -33,6 +35,8 @@ __all__ = [
     "build_folder",
     "build_split",
     "check_options",
+    "contents",
+    "contents_changes",
     "data_warnings",
     "dataset_facts",
     "evaluation_batch_size",
@@ -42,6 +46,7 @@ __all__ = [
 ]
 
 ON_ERROR = "stop", "skip"
+CHANGED = "stop", "accept"
 AUGMENTATIONS = "none", "crop", "crop_flip", "random_resized_crop"
 
 
@@ -55,6 +60,8 @@ class Data:
     classes: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     """What this process has left out so far (dataset.on_error=skip); grows while files are read in training."""
+    contents: Mapping[str, Any] = field(default_factory=dict)
+    """What the data are, as `contents_of` describes them; the same in all processes."""
 
     def warnings(self) -> list[str]:
         """A sentence where image files were left out."""
@@ -76,7 +83,7 @@ class Images:
 
 
 def _warnings(left_out: Sequence[LeftOut]) -> list[str]:
-    files = sorted({path for each in left_out for path in each.errors})
+    files = sorted({shown(path) for each in left_out for path in each.errors})
     return [f"{len(files):,} image files that cannot be read were left out: {named(files)}"] if files else []
 
 
@@ -104,12 +111,15 @@ def build_data(
         augmentation: of training images, beyond `config.augment`; None: nothing.
 
     Raises:
-        UserError: settings that do not fit the data or the device, or data that are absent or damaged.
+        UserError: settings that do not fit each other, the data or the device.
+        DataError: data that are absent, damaged, or other than the settings say.
     """
     device = torch.device(device)
     check_options(config)
     loaders = _Loaders(config, device, eval_batch_size)
-    source = _read(config, seed, loaders, announce=rank == 0)
+    source = DATASETS[config.name](config, seed)
+    recorded = contents_of(source)
+    source = _divided(source, config, loaders, announce=rank == 0)
     assert source.test
 
     order = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
@@ -120,17 +130,29 @@ def build_data(
         test=loaders.evaluation(source.test.part(rank, world_size)),
         classes=source.classes,
         left_out=tuple(loaders.left_out),
+        contents=recorded,
     )
+
+
+def contents(config: DatasetConfig, seed: int) -> dict[str, Any]:
+    """What `build_data` would put into `Data.contents`; no image file is opened.
+
+    Raises:
+        UserError, DataError: as `build_data`, for settings and data that are not there or damaged.
+    """
+    check_options(config)
+    return contents_of(DATASETS[config.name](config, seed))
 
 
 def build_split(config: DatasetConfig, split: str, *, seed: int, device: torch.device) -> Images:
     """One split as the evaluations of a run see it: "train" (after the hold-out), "val" or "test".
 
     Raises:
-        UserError: as `build_data`, or there is no such split.
+        UserError: there is no such split.
+        UserError, DataError: as `build_data`.
     """
     loaders = _Loaders(config, device)
-    source = _read(config, seed, loaders, announce=True, only=split)
+    source = _divided(DATASETS[config.name](config, seed), config, loaders, announce=True, only=split)
     chosen: Split | None = getattr(source, split)
     if chosen is None:
         raise UserError(f"no images are held out for validation (dataset.val_images={config.val_images}): choose test")
@@ -143,11 +165,11 @@ def build_folder(config: DatasetConfig, folder: Path, classes: Sequence[str], de
     They are read while they are evaluated, and cut as `config` cuts its own.
 
     Raises:
-        UserError: no images there, or class folders that are none of `classes`.
+        DataError: no images there, or class folders that are none of `classes`.
     """
     loaders, listing = _Loaders(config, device), scan(folder)
     if unknown := [label for label in listing.classes if label not in classes]:
-        raise UserError(
+        raise DataError(
             f"{folder} has classes that the network does not know: {named(unknown)}; it knows {named(list(classes))}: "
             "rename these folders, or move them away"
         )
@@ -194,9 +216,10 @@ class _Loaders:
         return self.make(split, batch_size=self.eval_batch_size)
 
 
-def _read(config: DatasetConfig, seed: int, loaders: _Loaders, announce: bool, only: str | None = None) -> Source:
+def _divided(
+    source: Source, config: DatasetConfig, loaders: _Loaders, announce: bool, only: str | None = None
+) -> Source:
     """The splits after the hold-out. With `only`, files of the others may stay files."""
-    source = DATASETS[config.name](config, seed)
     held_out = _held_out(source, config)
     _check_facts(source, held_out, config)
     if config.name in FOLDERS and not config.streamed:
@@ -248,6 +271,8 @@ def check_options(config: DatasetConfig) -> None:
         raise UserError(f"dataset.decode=gpu gives RGB, not dataset.channels={channels}: set dataset.decode=cpu")
     if config.on_error not in ON_ERROR:
         raise UserError(f"dataset.on_error={config.on_error} does not exist: choose among {', '.join(ON_ERROR)}")
+    if config.changed not in CHANGED:
+        raise UserError(f"dataset.changed={config.changed} does not exist: choose among {', '.join(CHANGED)}")
     if config.on_error == "skip" and name not in FOLDERS:
         raise UserError(f"dataset.on_error=skip has no effect with {name}: set dataset.on_error=stop")
     if config.on_error == "skip" and decode == "gpu":
@@ -268,8 +293,9 @@ def dataset_facts(config: DatasetConfig) -> Facts:
     """The sizes that the configuration gives; those that it leaves out are counted in the folder. No image is opened.
 
     Raises:
-        UserError: a size left out for a dataset that is no image folder, a folder that cannot be listed, a validation
-            set that takes all training images, or nothing to test on.
+        UserError: a size left out for a dataset that is no image folder, a validation set that takes all training
+            images, or nothing to test on.
+        UserError, DataError: as `scan_tree`.
     """
     counted: dict[str, int] = {}
     tested_on_held_out = False
@@ -311,7 +337,7 @@ def _check_held_out_for_testing(config: DatasetConfig) -> None:
             "folder"
         )
     if config.test_images is not None:
-        raise UserError(f"{where} for dataset.test_images={config.test_images}: set dataset.test_images=null")
+        raise DataError(f"{where} for dataset.test_images={config.test_images}: set dataset.test_images=null")
 
 
 def _held_out(source: Source, config: DatasetConfig) -> torch.Tensor | None:
@@ -344,7 +370,7 @@ def _check_facts(source: Source, held_out: torch.Tensor | None, config: DatasetC
         found |= {"channels": (channels, "channels"), "image_size": (width, "pixels a side")}
     odd = [key for key, (value, _) in found.items() if getattr(config, key) not in (None, value)]
     if odd:
-        raise UserError(
+        raise DataError(
             f"{' '.join(f'dataset.{key}={getattr(config, key)}' for key in odd)} but "
             f"{config.root if config.name in FOLDERS else config.name} has "
             f"{', '.join(f'{found[key][0]} {found[key][1]}' for key in odd)}: "

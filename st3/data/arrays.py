@@ -1,5 +1,6 @@
 """Images that live on the device as one uint8 tensor, augmented a whole batch at a time."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -72,7 +73,7 @@ class ArrayLoader(Loader):
         at_once = AT_ONCE if self.images.is_cuda else AT_ONCE_ON_CPU
         self._batches_at_once = max(1, at_once // each) if together else 1
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of one epoch; see `Loader`."""
         random = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         order = self.order(random)
@@ -81,12 +82,15 @@ class ArrayLoader(Loader):
         # One copy to the device per epoch, none per batch.
         drawn = [self.split(each.to(self.labels.device)) for each in (order, offsets, flips)]
         augmentations = self.augmentations(random)
-        for first in range(0, len(drawn[0]), self._batches_at_once):
-            chosen, offset, flip = (batches[first : first + self._batches_at_once] for batches in drawn)
+        at_once = self._batches_at_once
+        # The same ones together as without `start`: how a GPU rounds a sum may depend on how many images there are.
+        for first in range(start - start % at_once, len(drawn[0]), at_once):
+            chosen, offset, flip = (batches[first : first + at_once] for batches in drawn)
             images = self.images.index_select(0, torch.cat(chosen)).permute(0, 3, 1, 2)
             if self.crops:
                 images = crop_flip(images, torch.cat(offset), torch.cat(flip))
-            draws = augmentations[first : first + self._batches_at_once]
+            draws = augmentations[first : first + at_once]
             images = self.augmenter.distort(images, draws)
-            for batch, indices, each in zip(images.split([len(each) for each in chosen]), chosen, draws, strict=True):
+            batches = zip(images.split([len(each) for each in chosen]), chosen, draws, strict=True)
+            for batch, indices, each in itertools.islice(batches, max(0, start - first), None):
                 yield self.augmenter.finish(self.normalise(batch), self.labels[indices], each)

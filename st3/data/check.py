@@ -1,24 +1,25 @@
 """Everything that can be wrong with an image tree, found by reading each of its files once."""
 
 import hashlib
-import io
-import signal
+import itertools
 import statistics
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from torch.utils.data import Dataset
 
 from st3.data.folders import SPLITS, Listing, class_differences, class_folders, empty_classes
-from st3.errors import UserError
+from st3.data.images import UnreadableImageError, opened, parsed
+from st3.data.workers import Batches, shown
+from st3.errors import DataError
 
+AT_ONCE = 16
+"""Files that a worker reads before it hands over what it has found."""
 USUAL = 0.9
 """Where as many images have one size, the others are odd."""
 FACTOR, ASPECT = 4, 5
@@ -73,10 +74,10 @@ def check_folder(
         progress: gets the images as they come and how many there will be, and hands them on.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        DataError: no such folder, or no image in it; a worker that died or stopped, see `Batches`.
     """
     if not root.is_dir():
-        raise UserError(
+        raise DataError(
             f"{root} is no folder: give the one that holds train/ and val/ or test/, or one folder per class"
         )
     # a folder without class folders is ImageNet's unlabelled test/: nothing is trained or tested on it
@@ -88,11 +89,10 @@ def check_folder(
         for path, target in listing.samples
     ]
     if not files:
-        raise UserError(f"{root} has no images in SPLIT/CLASS/FILE or CLASS/FILE: give the folder that has")
-    read = partial(examine, root)
-    with Pool(workers, _left_to_the_main_process) if workers else nullcontext() as pool:
-        results = pool.imap(read, files, chunksize=16) if pool else map(read, files)
-        examined: list[Examined] = list(progress(results, len(files)) if progress else results)
+        raise DataError(f"{root} has no images in SPLIT/CLASS/FILE or CLASS/FILE: give the folder that has")
+    chunks = [range(start, min(start + AT_ONCE, len(files))) for start in range(0, len(files), AT_ONCE)]
+    results = itertools.chain.from_iterable(Batches(_Files(root, files), chunks, workers=workers))
+    examined: list[Examined] = list(progress(results, len(files)) if progress else results)
     readable = [image for image in examined if not image.error]
     classes = {name: listing.classes for name, listing in listings.items()}
     return Check(
@@ -110,28 +110,29 @@ def check_folder(
     )
 
 
-def _left_to_the_main_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Files(Dataset):
+    """Maps a range of numbers to the files, examined."""
+
+    def __init__(self, root: Path, files: Sequence[tuple[str, str, str]]):
+        self.root, self.files = root, files
+
+    def __getitem__(self, numbers: range) -> list[Examined]:
+        return [examine(self.root, self.files[number]) for number in numbers]
 
 
 def examine(root: Path, file: tuple[str, str, str]) -> Examined:
     """Read and decode one (path, split, class)."""
     path, split, label = file
-    found = partial(Examined, Path(path).relative_to(root).as_posix(), split, label)
+    found = partial(Examined, shown(Path(path).relative_to(root).as_posix()), split, label)
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        return found(error=error.strerror or str(error))
-    found = partial(found, hashlib.blake2b(content, digest_size=16).digest())
-    try:
-        with warnings.catch_warnings():  # what Pillow finds odd but reads, training reads, too
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+        with opened(path) as content, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow finds odd but reads, training reads, too
+            found = partial(found, hashlib.file_digest(content, partial(hashlib.blake2b, digest_size=16)).digest())
+            with parsed(content) as image:
                 image.load()
                 return found(size=image.size, mode=image.mode)
-    except Exception as error:  # Pillow's decoders raise a dozen types
-        reason = "no image that Pillow knows" if "BytesIO" in str(error) else str(error) or type(error).__name__
-        return found(error="empty file" if not content else reason)
+    except UnreadableImageError as error:
+        return found(error=error.reason)
 
 
 def odd_sizes(images: Sequence[Examined]) -> list[str]:

@@ -42,6 +42,9 @@ class DatasetConfig:
     on_error: str = "stop"
     """An image file that cannot be read. stop: ends the run. skip: is left out and counted; in training the next one
     in the listing takes its place, so that batches keep their size. More than 1 % of a split, or 100, end the run."""
+    changed: str = "stop"
+    """A run that is continued and finds other data than it began with: other files, classes or pixels. stop: refuses.
+    accept: goes on with what is there now."""
 
     @property
     def streamed(self) -> bool:

@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import lzma
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torchvision import datasets
 
 from st3.data.config import DatasetConfig
 from st3.data.folders import Listing, scan_tree
-from st3.errors import UserError
+from st3.errors import DataError, UserError
 
 EMBEDDED_FILE = Path(__file__).parent / "embedded" / "fashion_mnist.xz"
 EMBEDDED_TRAIN, EMBEDDED_TEST = 8_000, 2_000
@@ -64,6 +64,8 @@ class Source:
     classes: tuple[str, ...]
     val: Split | None = None
     """Validation images, where the dataset has them apart from the training images."""
+    folders: Mapping[str, str] = field(default_factory=dict)
+    """Of image files: the folder with the class folders, of each split by its name here."""
 
 
 def required(config: DatasetConfig, key: str, default: int | None = None) -> int:
@@ -83,14 +85,14 @@ def fashion_mnist_embedded(path: Path = EMBEDDED_FILE) -> Source:
     """The first 8,000 training and 2,000 test images of Fashion-MNIST, from the file inside the package.
 
     Raises:
-        UserError: the file is missing or damaged.
+        DataError: the file is missing or damaged.
     """
     try:
         payload = lzma.decompress(path.read_bytes())
     except (OSError, lzma.LZMAError, EOFError):
         payload = b""
     if hashlib.sha256(payload).hexdigest() != EMBEDDED_SHA256:
-        raise UserError(f"{path} is missing or damaged: reinstall st3 or set dataset=fashion_mnist")
+        raise DataError(f"{path} is missing or damaged: reinstall st3 or set dataset=fashion_mnist")
     count = EMBEDDED_TRAIN + EMBEDDED_TEST
     data = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
     images, labels = data[:-count].view(count, 1, 28, 28), data[-count:].long()
@@ -103,7 +105,8 @@ def official(dataset: Any, files: str, folder: str, config: DatasetConfig, _seed
     """A dataset that torchvision's class `dataset` downloads; `files` belong into root/`folder`.
 
     Raises:
-        UserError: no root, the files are absent or damaged, or the download failed.
+        UserError: no root.
+        DataError: the files are absent or damaged, or the download failed.
     """
     root, download = config.root, config.download
     if root is None:
@@ -115,7 +118,7 @@ def official(dataset: Any, files: str, folder: str, config: DatasetConfig, _seed
         train, test = (dataset(root, train=part, download=download) for part in (True, False))
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         reason = "the download failed" if download else "dataset.download=false"
-        raise UserError(
+        raise DataError(
             f"no usable {dataset.__name__} in dataset.root={root} and {reason} ({str(error).splitlines()[0]}): put "
             f"{files} into {place} and set dataset.download=true, or set dataset=fashion_mnist_embedded"
         ) from None
@@ -141,13 +144,14 @@ def image_folder(config: DatasetConfig, _seed: int = 0) -> Source:
     """An ImageFolder tree: root/train, perhaps with root/val, root/test or both; or root with one folder per class.
 
     Raises:
-        UserError: as `scan_tree`.
+        UserError, DataError: as `scan_tree`.
     """
     listings = scan_tree(config.root)
 
     splits = {use: listed(listing) for use, listing in listings.items()}
     classes = tuple(listings["train"].classes)
-    return Source(splits["train"], splits.get("test"), classes, splits.get("val"))
+    folders = {use: str(listing.root) for use, listing in listings.items()}
+    return Source(splits["train"], splits.get("test"), classes, splits.get("val"), folders)
 
 
 def fake(config: DatasetConfig, seed: int) -> Source:

@@ -1,34 +1,22 @@
 """Image files read in worker processes, a whole batch at a time: as pixels, or as JPEG that is decoded elsewhere."""
 
 import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from st3.data.images import UnreadableImageError, mode_of, naming, opened, parsed, read_image
 from st3.data.loader import mixed_seed
 from st3.data.views import View
-from st3.errors import UserError
+from st3.data.workers import Batches
+from st3.errors import DataError
 
 END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"  # markers of a JPEG file
-
-
-def mode_of(channels: int) -> str:
-    """Pillow's name for images of so many channels."""
-    return "L" if channels == 1 else "RGB"
-
-
-def read_image(path: str, mode: str) -> Image.Image:
-    """The image in a file, decoded and converted to `mode`. Raises `UnreadableImageError`."""
-    with naming(path), Image.open(path) as file:
-        return file.convert(mode)
 
 
 def seen(view: View, image: Image.Image, numbers: Sequence[int]) -> np.ndarray:
@@ -54,23 +42,6 @@ class EncodedBatch(NamedTuple):
     """int64 [B]."""
 
 
-class UnreadableImageError(UserError):
-    """An image file that cannot be read."""
-
-    def __init__(self, path: str, reason: object):
-        super().__init__(f"cannot read image {path}: {reason}; remove or replace the file")
-        self.path = path
-
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Whatever goes wrong in reading an image becomes an `UnreadableImageError`, which names its file."""
-    try:
-        yield
-    except Exception as error:  # Pillow's decoders raise a dozen types
-        raise UnreadableImageError(path, error) from None
-
-
 MOST_LEFT_OUT = 100
 
 
@@ -87,11 +58,11 @@ class LeftOut:
         """Count these files, too.
 
         Raises:
-            UserError: there are too many.
+            DataError: there are too many.
         """
         self.errors |= errors
         if len(self.errors) > self.limit:
-            raise UserError(
+            raise DataError(
                 f"more than {self.limit} of {self.images:,} image files cannot be read, the most that "
                 f"dataset.on_error=skip leaves out ({next(iter(self.errors.values()))}; st3 check DIR lists all)"
             )
@@ -185,9 +156,9 @@ class EncodedFiles(ImageFiles):
         contents, lengths, views, pixels = [], [], [], []
         for index in indices.tolist():
             path = self.paths[index]
-            with naming(path):
-                content = Path(path).read_bytes()
-                file = Image.open(io.BytesIO(content))
+            with opened(path) as encoded:
+                content = encoded.read()
+                file = parsed(io.BytesIO(content))
             view = self.draw(file, epoch, index)
             if left_to_any_decoder := reads_alike(file, content):
                 contents.append(content)
@@ -224,26 +195,15 @@ def reads_alike(file: Image.Image, content: bytes) -> bool:
     )
 
 
-def worker_batches(files: ImageFiles, sampler: Sequence[tuple[int, torch.Tensor]], **options: Any) -> DataLoader:
-    """A DataLoader over whole batches, the items of `sampler`; `options` are DataLoader's.
-
-    Each worker prepares two whole batches ahead, DataLoader's default, which is enough.
-    """
-    # batch_size=None: the sampler yields whole batches. Without a generator each epoch would draw from the global one.
-    with warnings.catch_warnings():  # more workers than cores are no mistake: they wait for the disk, too
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return DataLoader(files, sampler=sampler, batch_size=None, generator=torch.Generator(), **options)
-
-
-def checked(batches: DataLoader, left_out: LeftOut | None = None) -> Iterator[Sequence[torch.Tensor]]:
+def checked(batches: Batches, left_out: LeftOut | None = None) -> Iterator[Sequence[torch.Tensor]]:
     """The batches; files that cannot be read are counted in `left_out`.
 
     Raises:
-        UserError: a file that cannot be read and shall not be left out, or too many of them.
+        DataError: a file that cannot be read and shall not be left out, or too many of them.
     """
     for batch, errors in batches:
         if errors:
             if left_out is None:
-                raise UserError(next(iter(errors.values())))
+                raise DataError(next(iter(errors.values())))
             left_out.add(errors)
         yield batch

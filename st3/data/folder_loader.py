@@ -11,9 +11,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from st3.data.augmentation import Augmenter
-from st3.data.files import EncodedBatch, EncodedFiles, ImageFiles, LeftOut, OnError, checked, naming, worker_batches
+from st3.data.files import EncodedBatch, EncodedFiles, ImageFiles, LeftOut, OnError, checked
+from st3.data.images import naming, parsed
 from st3.data.loader import Loader, Normalise, mixed_seed
 from st3.data.views import CentralView, RandomView, View, WholeView
+from st3.data.workers import Batches
 from st3.errors import UserError
 
 DECODERS = "cpu", "gpu"
@@ -34,7 +36,8 @@ class FolderLoader(Loader):
     `workers` of them are idle, not three times as many.
 
     Raises:
-        UserError: `device` cannot decode; from `epoch`, a file that cannot be read, by its path, or too many of them.
+        UserError: `device` cannot decode.
+        DataError: from `epoch`, a file that cannot be read, by its path, or too many of them; see `Batches`, too.
     """
 
     def __init__(
@@ -78,19 +81,19 @@ class FolderLoader(Loader):
             files = ImageFiles(paths, labels, view, channels, seed, "stop" if left_out is None else skip)
             self.prepare = partial(copied, device=self.device)
         self.sampler: list[tuple[int, torch.Tensor]] = []
-        self.batches = worker_batches(
+        self.batches = Batches(
             files,
             self.sampler,
-            num_workers=workers if len(paths) else 0,
-            persistent_workers=training and workers > 0,
+            workers=workers if len(paths) else 0,
+            persistent=training,
             pin_memory=self.device.type == "cuda",
         )
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of one epoch; see `Loader`. Starting an epoch ends the one that is under way."""
         random = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-        self.sampler[:] = [(epoch, indices) for indices in self.split(self.order(random))]
-        augmentations = self.augmentations(random)
+        self.sampler[:] = [(epoch, indices) for indices in self.split(self.order(random))[start:]]
+        augmentations = self.augmentations(random)[start:]
         batches = prepared(checked(self.batches, self.left_out), self.prepare, self.stream)
         for (images, labels), draws in zip(batches, augmentations, strict=True):
             if len(labels):  # else all were left out
@@ -139,7 +142,8 @@ class DeviceDecoder:
     Pillow decodes in this process what `device` refuses; `paths` are for the message where it fails, too.
 
     Raises:
-        UserError: `device` decodes no JPEG at all; when called, a damaged file.
+        UserError: `device` decodes no JPEG at all.
+        DataError: when called, a damaged file.
     """
 
     def __init__(self, paths: np.ndarray, view: RandomView | CentralView, device: torch.device):
@@ -191,5 +195,5 @@ class DeviceDecoder:
             raise
         except RuntimeError:
             with naming(path):
-                image = Image.open(io.BytesIO(file.numpy().tobytes())).convert("RGB")
+                image = parsed(io.BytesIO(file.numpy().tobytes())).convert("RGB")
         return pil_to_tensor(image).to(self.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import is_image_file
 
-from st3.errors import UserError
+from st3.errors import DataError, UserError
 
 SPLITS = "train", "val", "test"
 
@@ -40,7 +40,8 @@ def split_folders(root: str | None) -> dict[str, Path]:
     itself, with one folder per class; what is tested on is then held out of it.
 
     Raises:
-        UserError: no root, or no such folders in it.
+        UserError: no root.
+        DataError: no such folders in it.
     """
     if root is None:
         raise UserError(
@@ -57,7 +58,7 @@ def split_folders(root: str | None) -> dict[str, Path]:
         elif not any(_has_files(Path(root, label)) for label in class_folders(Path(root))):
             mistake = "has neither train/ nor CLASS/FILE"  # training/ with folders in it is no class
         if mistake:
-            raise UserError(f"dataset.root={root} {mistake}: set dataset.root=DIR with {wanted}")
+            raise DataError(f"dataset.root={root} {mistake}: set dataset.root=DIR with {wanted}")
         return {"train": Path(root)}
     if not val.is_dir():
         return {"train": train, "test": test} if test.is_dir() else {"train": train}
@@ -73,10 +74,10 @@ def evaluation_folder(root: Path, split: str) -> Path:
     split is meant as a whole.
 
     Raises:
-        UserError: no such folder.
+        DataError: no such folder.
     """
     if not root.is_dir():
-        raise UserError(f"{root} is no folder: give the one that holds the images in class folders")
+        raise DataError(f"{root} is no folder: give the one that holds the images in class folders")
     if (root / "train").is_dir():
         found = split_folders(str(root))
     else:
@@ -84,7 +85,7 @@ def evaluation_folder(root: Path, split: str) -> Path:
         if "val" in found and "test" not in found:
             found["test"] = found["val"]
     if found and split not in found:
-        raise UserError(f"{root} has no folder for {split}: choose {' or '.join(found)}")
+        raise DataError(f"{root} has no folder for {split}: choose {' or '.join(found)}")
     return found.get(split, root)
 
 
@@ -92,11 +93,11 @@ def scan(folder: Path) -> Listing:
     """List one split without opening a file.
 
     Raises:
-        UserError: no class folder, or no image file in any of them.
+        DataError: no class folder, or no image file in any of them.
     """
     listing = Listing(folder) if class_folders(folder) else None
     if not listing or not listing.samples:
-        raise UserError(f"{folder} has no image files in class folders: set dataset.root=DIR")
+        raise DataError(f"{folder} has no image files in class folders: set dataset.root=DIR")
     return listing
 
 
@@ -104,12 +105,13 @@ def scan_tree(root: str | None) -> dict[str, Listing]:
     """Listings of an image tree by use, as `split_folders`.
 
     Raises:
-        UserError: as `split_folders` and `scan`, or the splits hold different classes.
+        UserError, DataError: as `split_folders` and `scan`.
+        DataError: the splits hold different classes.
     """
     splits = {use: scan(folder) for use, folder in split_folders(root).items()}
     folders = {str(listing.root): listing.classes for listing in splits.values()}
     if differences := class_differences(folders):
-        raise UserError(
+        raise DataError(
             f"the splits hold different classes: {'; '.join(differences)}: give all the same class folders (an empty "
             "one is allowed) or set dataset.root=DIR"
         )

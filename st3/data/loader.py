@@ -83,10 +83,13 @@ class Loader(ABC):
         return -(-self.num_images // self.batch_size)
 
     @abstractmethod
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(images, labels) of each batch, on the device: float32 [B, C, H, W], normalised, channels_last; int64 [B].
 
         Labels of images that are mixed in training are float32 [B, classes].
+
+        With `start`, in 0..len(self), the batches from that number on, bit for bit as they come without it; no file is
+        read for those before. (A batch of an evaluation that is missing, because all its images are left out, counts.)
         """
 
     def order(self, random: torch.Generator) -> torch.Tensor:

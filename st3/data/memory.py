@@ -14,9 +14,11 @@ import PIL
 import torch
 
 from st3.data.config import DatasetConfig
-from st3.data.files import ImageFiles, LeftOut, OnError, checked, naming, worker_batches
+from st3.data.files import ImageFiles, LeftOut, OnError, checked
+from st3.data.images import naming
 from st3.data.views import WholeView
-from st3.errors import UserError
+from st3.data.workers import Batches
+from st3.errors import DiskError, UserError
 
 CACHE_FORMAT = 1  # raise it whenever the same images would give another cache file
 HEADER_BYTES = 128
@@ -37,7 +39,8 @@ def decode_once(
             cache file is written, because it has no place to say so.
 
     Raises:
-        UserError: a file that cannot be read, by its path, or too many of them; a cache that cannot be used.
+        DataError: a file that cannot be read, by its path, or too many of them.
+        DiskError: a cache that cannot be used.
     """
     shape = len(paths), config.image_size, config.image_size, config.channels
 
@@ -48,7 +51,7 @@ def decode_once(
         batches = [(0, indices) for indices in places.split(1000)]
         pixels = np.empty(shape, np.uint8)
         black = np.ones(len(paths), bool)
-        for images, came in checked(worker_batches(files, batches, num_workers=config.workers), left_out):
+        for images, came in checked(Batches(files, batches, workers=config.workers), left_out):
             pixels[came.numpy()] = images.permute(0, 2, 3, 1).numpy()
             black[came.numpy()] = False
         pixels[black] = 0
@@ -105,7 +108,7 @@ def _usable(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
+        raise DiskError(
             f"cannot use dataset.cache={cache} ({error}): set dataset.cache to a folder that can be written, or to null"
         ) from None
 

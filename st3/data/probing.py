@@ -2,13 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
-
 from st3.data.config import DatasetConfig
 from st3.data.datasets import FOLDERS
-from st3.data.files import UnreadableImageError, naming
 from st3.data.folders import Listing, scan_tree
-from st3.errors import UserError
+from st3.data.images import UnreadableImageError, opened, parsed
+from st3.errors import DataError
 
 EACH, AT_MOST = 3, 3000
 """Files of a class, and of a split; where there are very many classes, fewer of each, at least one."""
@@ -20,7 +18,8 @@ def probe(config: DatasetConfig) -> None:
     Does nothing for other datasets, without a root, and with `on_error="skip"`, where a few damaged files are expected.
 
     Raises:
-        UserError: as `scan_tree`; or files that cannot be read, the first one by its path.
+        UserError, DataError: as `scan_tree`.
+        DataError: files that cannot be read, the first one by its path.
     """
     if config.name not in FOLDERS or config.root is None or config.on_error == "skip":
         return
@@ -28,7 +27,7 @@ def probe(config: DatasetConfig) -> None:
     with ThreadPoolExecutor() as pool:  # threads are enough: Pillow decodes without Python's lock
         errors = [error for error in pool.map(_error, paths) if error]
     if errors:
-        raise UserError(
+        raise DataError(
             f"{errors[0]} ({len(errors):,} of {len(paths):,} files that were tried cannot be read; st3 check "
             f"{config.root} tries all, dataset.on_error=skip leaves out a few)"
         )
@@ -50,7 +49,7 @@ def _spread(listing: Listing) -> list[str]:
 
 def _error(path: str) -> str | None:
     try:
-        with naming(path), Image.open(path) as image:
+        with opened(path) as file, parsed(file) as image:
             image.load()
     except UnreadableImageError as error:
         return str(error)

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from st3.config import stored_config
-from st3.data.files import mode_of, read_image, seen
+from st3.data.files import seen
+from st3.data.images import mode_of, read_image
 from st3.data.loader import Normalise
 from st3.deploy.card import Card, named_classes
 from st3.errors import UserError

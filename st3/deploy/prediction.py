@@ -13,8 +13,9 @@ from torchvision.datasets.folder import is_image_file
 from tqdm import tqdm
 
 from st3.data import evaluation_batch_size
-from st3.data.files import ImageFiles, worker_batches
+from st3.data.files import ImageFiles
 from st3.data.loader import Normalise
+from st3.data.workers import Batches
 from st3.deploy.network import Trained
 from st3.errors import UserError
 from st3.training.checkpoints import save_json, write_atomically
@@ -67,7 +68,7 @@ def predict(trained: Trained, machine: Machine, files: Sequence[str], top: int) 
     normalise = Normalise(card.mean, card.std, card.image_size, device)
     predictions: list[Prediction] = []
     with tqdm(total=len(files), unit=" images", leave=False, disable=None, file=sys.stderr) as bar:
-        for batch, (_, part) in zip(worker_batches(images, batches, num_workers=workers), batches, strict=True):
+        for batch, (_, part) in zip(Batches(images, batches, workers=workers), batches, strict=True):
             (pixels, came), unreadable = batch
             errors |= unreadable
             if len(came):

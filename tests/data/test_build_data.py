@@ -63,6 +63,7 @@ def test_small_images_are_evaluated_in_larger_batches_on_a_gpu():
         ({"root": "somewhere"}, "set dataset.root=null"),
         ({"cache": "somewhere"}, "dataset.cache=somewhere has no effect with fake: set dataset.cache=null"),
         ({"decode": "fast"}, "dataset.decode=fast does not exist: choose among cpu, gpu"),
+        ({"changed": "ask"}, "dataset.changed=ask does not exist: choose among stop, accept"),
         ({"image_size": 0}, "dataset.image_size=0 must be at least 1"),
         ({"std": [0.5, 0.0, 0.5]}, "dataset.std=[0.5, 0.0, 0.5] must be positive"),
         ({"val_images": -1}, "dataset.val_images=-1 must not be negative"),

@@ -8,8 +8,9 @@ import torch
 from data_cases import FOLDER, build, epoch
 from PIL import Image
 
-from st3.data.files import EncodedFiles, ImageFiles, worker_batches
+from st3.data.files import EncodedFiles, ImageFiles
 from st3.data.views import RandomView, WholeView
+from st3.data.workers import Batches
 from st3.errors import UserError
 
 
@@ -47,5 +48,5 @@ def test_views_are_drawn_from_the_header_as_from_the_pixels(photographs):
 
 def test_more_workers_than_cores_are_no_reason_to_warn(recwarn):
     files = ImageFiles(np.array(["none"], object), torch.zeros(1), WholeView(8), 3, 0)
-    worker_batches(files, [], num_workers=500)
+    Batches(files, [], workers=500)
     assert not recwarn.list
