@@ -1,0 +1,1 @@
+"""What st3 does where something is wrong, counted."""
