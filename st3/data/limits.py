@@ -35,21 +35,26 @@ KNOWN = {
 
 
 def check_numbers(config: DatasetConfig) -> None:
-    """Raises `UserError`, naming the setting, for a number that cannot be, or is not that of a well-known data set."""
+    """Raises `UserError`, naming the setting, for a number that cannot be."""
     for key, (least, most) in LIMITS.items():
         value = getattr(config, key)
         if value is not None and not least <= value <= most:
             raise UserError(f"dataset.{key}={value} must be at least {least} and at most {most}")
+
+
+def check_unread(config: DatasetConfig) -> None:
+    """What reading the data would find, as far as it is known without: for a dry run.
+
+    Raises:
+        UserError: sizes that are not those of a well-known data set.
+        DataError: the data set is not at `root`, and is not to be fetched, or cannot be fetched into it.
+    """
     known = KNOWN[config.name]._asdict() if config.name in KNOWN else {}
     if odd := [key for key, value in known.items() if getattr(config, key) not in (None, value)]:
         raise UserError(
             f"{' '.join(f'dataset.{key}={getattr(config, key)}' for key in odd)} is not what {config.name} has: set "
             f"{' '.join(f'dataset.{key}={known[key]}' for key in odd)}"
         )
-
-
-def check_root(config: DatasetConfig) -> None:
-    """Raises `DataError` where a data set cannot be at `root`, nor be fetched into it."""
     if config.name not in DOWNLOADED or config.root is None:
         return
     root = Path(config.root)

@@ -8,7 +8,7 @@ from st3.data.config import DatasetConfig
 from st3.data.datasets import FOLDERS
 from st3.data.files import UnreadableImageError, naming
 from st3.data.folders import Listing, scan_tree
-from st3.data.limits import check_root
+from st3.data.limits import check_unread
 from st3.errors import UserError
 
 EACH, AT_MOST = 3, 3000
@@ -22,9 +22,9 @@ def probe(config: DatasetConfig) -> None:
     `on_error="skip"`, where a few damaged files are expected.
 
     Raises:
-        UserError: as `check_root`; as `scan_tree`; or files that cannot be read, the first one by its path.
+        UserError: as `check_unread`; as `scan_tree`; or files that cannot be read, the first one by its path.
     """
-    check_root(config)
+    check_unread(config)
     if config.name not in FOLDERS or config.root is None or config.on_error == "skip":
         return
     paths = [path for listing in scan_tree(config.root).values() for path in _spread(listing)]
