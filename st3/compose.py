@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from st3.errors import UserError
+from st3.settings import shown
 
 if TYPE_CHECKING:
     from st3.config import Config
@@ -31,10 +33,69 @@ def compose_config(overrides: Sequence[str]) -> "Config":
 
     try:
         with initialize_config_dir(config_path(), version_base="1.3"):
+            check_words(overrides)
             words = spell_out(overrides)
             return load_config(of_stored_run(compose("config", words), words))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(in_one_line(error)) from error
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises `UserError`, in our words, for what Hydra's grammar does not take, and for what would have no meaning."""
+    sweep = {"-m", "--multirun"} & set(words)
+    for before, word in zip(["", *words], words, strict=False):
+        flag = before.startswith("-") and before not in ("-m", "--multirun")  # perhaps the word is its value
+        if not word.startswith("-") and not (flag and "=" not in word):
+            _check_word(word, bool(sweep))
+
+
+def _check_word(word: str, sweep: bool) -> None:
+    name = shown(word)
+    try:
+        if not re.match(r"[+~]{0,2}[^\s=+~.@]", word) or len(word.partition("=")[0]) > LONGEST_NAME:
+            raise UserError(f"'{name}' is no override: write SETTING=VALUE")
+        override = OverridesParser.create().parse_override(word)
+        value = override.value()
+    except (HydraException, ValueError, RecursionError) as error:
+        raise UserError(f"'{name}': {_grammar(word)}") from error
+    if override.is_delete():
+        raise UserError(f"{name}: a setting cannot be taken away, give it another value")
+    if override.is_sweep_override() and not sweep:
+        raise UserError(f"{name} has several values: add -m to train with each of them, or write a list as [a,b]")
+    if not sweep and override.key_or_group in groups() and not isinstance(value, str | list | dict):
+        raise UserError(f"{name}: choose one of the options of {override.key_or_group}, which st3-train --help lists")
+
+
+LONGEST_NAME = 200
+"""Letters of a setting's name, which Hydra also looks for as a file."""
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def _grammar(word: str) -> str:
+    """What is wrong with a word that is no override."""
+    _, equals, value = word.partition("=")
+    if not equals:
+        return "there is no = in it, write SETTING=VALUE"
+    wanted, quote, escaped = list[str](), "", False
+    for letter in value:
+        if escaped or letter == "\\":
+            escaped = not escaped
+        elif quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in _CLOSING:
+            wanted.append(_CLOSING[letter])
+        elif letter in _CLOSING.values() and (not wanted or wanted.pop() != letter):
+            return f"the {letter} closes nothing"
+    if quote or wanted:
+        return f"a {quote or wanted[-1]} is missing at its end"
+    return "what follows the = is no value: text with signs such as = : , ( [ in it must be in quotes, \"KEY='…'\""
+
+
+def groups() -> set[str]:
+    """The groups of options: folders of configs/."""
+    return {path.name for path in Path(config_path()).iterdir() if path.is_dir()}
 
 
 def spell_out(words: Sequence[str]) -> list[str]:
@@ -66,18 +127,35 @@ def of_stored_run(composed: DictConfig, words: Sequence[str]) -> DictConfig:
     from st3.training.run_directory import RunDirectory
 
     typed = {word.lstrip("+~").partition("=")[0] for word in words}
-    groups = {path.name for path in Path(config_path()).iterdir() if path.is_dir()}
     directory = stored = None
     with suppress(OmegaConfBaseException):  # of an interpolation, which is refused later
-        if composed.run_dir and not typed & groups:
-            directory = RunDirectory(Path(composed.run_dir))
-            stored = directory.config()
+        if isinstance(composed.run_dir, str) and composed.run_dir:
+            _check_folder(Path(composed.run_dir))
+            if not typed & groups():
+                directory = RunDirectory(Path(composed.run_dir))
+                stored = directory.config()
     if directory is None or stored is None:
         return composed
     settings = OmegaConf.create(stored_config(stored, directory.path).plain())
     for key in typed | {"run_dir", "dry_run"}:
         OmegaConf.update(settings, key, OmegaConf.select(composed, key), force_add=True)
     return settings
+
+
+def _check_folder(run_dir: Path) -> None:
+    """Raises `UserError` where no run can be: before all else, and in a dry run, too."""
+    from st3.training.run_directory import RunDirectory
+
+    try:
+        below = next(path for path in (run_dir, *run_dir.parents) if path.exists())
+        if not below.is_dir():
+            raise UserError(f"run_dir={run_dir}: {below} is a file, choose another folder")
+        RunDirectory(run_dir).check()
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"run_dir={shown(str(run_dir))} can be no folder ({reason})") from error
 
 
 def _of_run(words: Sequence[str]) -> list[str]:
@@ -124,4 +202,4 @@ def in_one_line(error: Exception) -> str:
         from st3.config import setting_names
 
         return unknown_setting(match[1], setting_names())
-    return text
+    return text if len(text) < 400 else f"{text[:400]}…"

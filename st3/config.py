@@ -99,6 +99,7 @@ class Config:
         _check(0 <= self.sparsity < 1, f"sparsity={self.sparsity:g} lies outside [0, 1): try sparsity=0.9")
         for name in ("epochs", "batch_size", "accumulate", "eval_every", "log_every"):
             _check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        _check(self.epochs <= 10**6, f"epochs={self.epochs} must be at most {10**6}")
         _check(
             self.batch_size % self.accumulate == 0,
             f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}: choose one that does",

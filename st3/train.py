@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from st3.compose import config_path, in_one_line, of_stored_run, spell_out
+from st3.compose import check_words, config_path, in_one_line, of_stored_run, spell_out
 from st3.errors import LonelyError, UserError, of_code
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 def main() -> None:
     """Console entry. What the user can mend ends in one line and the exit code of its kind."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
-    sys.argv[1:] = spell_out(sys.argv[1:])
     started, process = datetime.now(), os.getpid()
     launcher, composing, exit_code = "", True, 0
     swept: list[Path] = []
@@ -73,6 +72,8 @@ def main() -> None:
             exit_code = 128 + signal.SIGPIPE
 
     try:
+        check_words(sys.argv[1:])
+        sys.argv[1:] = spell_out(sys.argv[1:])
         launcher = _chosen_launcher(started)
         with tempfile.TemporaryDirectory() as scratch:
             os.environ["ST3_SCRATCH"] = scratch  # where Hydra may write before anything is checked

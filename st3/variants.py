@@ -9,10 +9,10 @@ import inspect
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, make_dataclass
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -20,7 +20,7 @@ from st3.durations import Duration
 from st3.errors import UserError
 from st3.models.registry import OWN
 from st3.optim import LR_SCHEDULES, OPTIMIZERS
-from st3.settings import Settings, hints
+from st3.settings import Settings, converted, hints, shown
 from st3.sparsify import METHODS, RAW_STEPS, SCHEDULES
 
 VARIANTS: dict[str, Mapping[str, type[Settings]]] = {
@@ -49,23 +49,9 @@ def build(group: str, node: Mapping[str, Any]) -> Any:
 
 
 def typed(types: Mapping[str, Any], node: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-    """The values of a node as `types` wants them; OmegaConf converts them, and raises its errors, which name the key.
-
-    Durations and choices are text to it.
-    """
-    wanted = OmegaConf.structured(make_dataclass("Node", [(key, _known(types[key]), "???") for key in node]))
-    merged = OmegaConf.merge({group: wanted}, {group: node}) if group else OmegaConf.merge(wanted, node)
-    values: Any = OmegaConf.to_container(merged)
-    return values[group] if group else values
-
-
-def _known(kind: Any) -> Any:
-    """What OmegaConf takes for a type."""
-    if kind is Duration:
-        return str
-    if get_origin(kind) is tuple:
-        return list[_known(get_args(kind)[0])]  # type: ignore[misc]  # a type that is made at run time
-    return str if get_origin(kind) is Literal else kind
+    """The values of a node as `types` wants them. Raises `UserError`, naming the setting, as `converted` does."""
+    prefix = f"{group}." if group else ""
+    return {key: converted(f"{prefix}{key}", value, types[key]) for key, value in node.items()}
 
 
 def plain(settings: Settings) -> dict[str, Any]:
@@ -98,9 +84,9 @@ def unknown_setting(name: str, others: Sequence[str] = ()) -> str:
 
 def unknown_choice(name: str, value: str, allowed: Sequence[str]) -> str:
     """The complaint about a value that is not among those allowed."""
-    close = difflib.get_close_matches(value, allowed, n=3)
+    close = difflib.get_close_matches(value[:100], allowed, n=3)
     hint = f"did you mean {', '.join(close)}?" if close else f"choose among {', '.join(allowed)}"
-    return f"{name}={value} does not exist: {hint}"
+    return f"{name}={shown(value)} does not exist: {hint}"
 
 
 @cache

@@ -64,7 +64,7 @@ def summary_of(folder: Path) -> dict:
         ("device=tpu", "device=tpu is not known"),
         ("capture=on device=cpu", "capture=on is not possible (CUDA graphs need a CUDA device): use capture=auto"),
         ("model=resnet5O", "model.name=resnet5O does not exist; did you mean resnet56, resnet50"),
-        ("optimizer.nesterov=true optimizer.momentum=0", "optimizer: Nesterov"),
+        ("optimizer.nesterov=true optimizer.momentum=0", "optimizer.nesterov=true needs a momentum"),
         ("method=rigl schedule=cubic", "this method is sparse from the first step on and follows no ramp: schedule="),
         ("method=gmp method.every=0", "method.every=0 must be at least one optimizer step"),
         ("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_slurm has no effect on a single run: add -m"),

@@ -225,8 +225,8 @@ def test_no_file_says_null_where_another_option_has_a_value():
             "recipe=cifar10_resnet20/rigle",
             "recipe=cifar10_resnet20/rigle does not exist",
         ),
-        ("sparsity==1", "Error parsing override"),
-        ("sparsity=abc", "sparsity: Value 'abc'"),
+        ("sparsity==1", "'sparsity==1': what follows the = is no value"),
+        ("sparsity=abc", "sparsity=abc must be a number"),
     ],
 )
 def test_what_is_typed_wrong_is_answered_in_one_line(typed, says):

@@ -8,7 +8,7 @@ import pytest
 
 from st3 import UserError
 from st3.durations import Duration, Length
-from st3.settings import Settings, hints
+from st3.settings import Settings, converted, hints
 from st3.sparsify.methods import GMP
 
 
@@ -85,9 +85,10 @@ def test_what_cannot_be_is_refused_by_its_name(make, message):
 @pytest.mark.parametrize(
     ("check", "fine", "wrong", "message"),
     [
-        ("check_fraction", (0.0, 0.5, 1.0), (-0.1, 1.1, math.nan), r"lies outside \[0, 1\]"),
-        ("check_not_negative", (0.0, 7.0), (-1e-9, math.nan), "must not be negative"),
-        ("check_positive", (1e-9, 7.0), (0.0, -1.0, math.nan), "must be positive"),
+        ("check_fraction", (0.0, 0.5, 1.0), (-0.1, 1.1), r"lies outside \[0, 1\]"),
+        ("check_below_one", (0.0, 0.999), (-0.1, 1.0), r"lies outside \[0, 1\)"),
+        ("check_not_negative", (0.0, 7.0), (-1e-9,), "must not be negative"),
+        ("check_positive", (1e-9, 7.0), (0.0, -1.0), "must be positive"),
     ],
 )
 def test_bounds_of_numbers(check, fine, wrong, message):
@@ -96,6 +97,49 @@ def test_bounds_of_numbers(check, fine, wrong, message):
     for value in wrong:
         with pytest.raises(UserError, match=f"oven.fan={value:g} {message}"):
             getattr(Oven(fan=value), check)("fan")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_is_finite(value):
+    with pytest.raises(UserError, match=rf"^oven\.fan={value:g} must be a finite number$"):
+        Oven(fan=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "becomes"),
+    [
+        (3, float, 3.0), ("1e-3", float, 1e-3), (2.0, int, 2), ("7", int, 7), (True, bool, True), (0, bool, False),
+        ("on", bool, True), (7, str, "7"), ("", str, ""), (None, float | None, None), ([1, "a"], list[str], ["1", "a"]),
+        ((0.1, 2), tuple[float, ...], [0.1, 2.0]), (5, Duration, "5"), (0.5, Duration, "0.5"), (3, int | float, 3),
+        (0.1, int | float, 0.1), (-(2**62), int, -(2**62)),
+    ],
+)  # fmt: skip
+def test_a_value_takes_the_type_of_its_setting(value, kind, becomes):
+    found = converted("key", value, kind)
+    assert (found, type(found)) == (becomes, type(becomes))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "says"),
+    [
+        (math.nan, float, "key=nan must be a finite number"),
+        (math.inf, float | None, "key=inf must be a finite number"),
+        (1e300, float, "key=1e+300 must be at most 3.4e+38"), (10**400, float, "at most 3.4e+38"),
+        ("abc", float, "key=abc must be a number"), (True, float, "key=true must be a number"),
+        ({"a": 1}, float, "must be a number"), (2.5, int, "key=2.5 must be a whole number"),
+        (math.inf, int, "must be a whole number"), (10**19, int, "must be at most 9223372036854775807"),
+        (None, int, "key=null must be given a value"), (2, bool, "key=2 must be true or false"),
+        (1.5, str, "key=1.5 must be text: write \"key='…'\""), (True, str, "must be text"), ([1], str, "must be text"),
+        (3, list[float], "key=3 must be a list: key=[…]"), ([[1]], list[float], "key=[1] must be a number"),
+        ([math.inf], list[float], "must be a finite number"), ("a\nb", float, "key=a\\nb must be a number"),
+        ("x" * 1000, float, f"key={'x' * 57}… must be a number"), ([1], Duration, "must be a single value"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_in_one_line_that_names_the_setting(value, kind, says):
+    with pytest.raises(UserError) as caught:
+        converted("key", value, kind)
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("key=")
 
 
 @pytest.mark.parametrize("value", [2.5, None, -5, "soon"])

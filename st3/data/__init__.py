@@ -17,6 +17,7 @@ from st3.data.files import LeftOut
 from st3.data.folder_loader import DECODERS, FolderLoader
 from st3.data.folders import empty_classes, named, scan, scan_tree, split_folders
 from st3.data.holdout import draw_held_out, held_out_count
+from st3.data.limits import check_numbers
 from st3.data.loader import Loader
 from st3.data.memory import check_memory, decode_once
 from st3.data.probing import probe
@@ -237,13 +238,11 @@ def check_options(config: DatasetConfig) -> None:
         UserError: a value that does not exist, does not fit the others, or has no effect with them.
     """
     name, augment, channels, decode = config.name, config.augment, config.channels, config.decode
-    if config.image_size < 1:
-        raise UserError(f"dataset.image_size={config.image_size} must be at least 1")
+    check_numbers(config)
     if not all(std > 0 for std in config.std):
         raise UserError(f"dataset.std={config.std} must be positive")
-    for key in ("val_images", "workers"):
-        if getattr(config, key) < 0:
-            raise UserError(f"dataset.{key}={getattr(config, key)} must not be negative")
+    if config.val_images < 0:
+        raise UserError(f"dataset.val_images={config.val_images} must not be negative")
     if isinstance(config.val_images, float) and not config.val_images < 1:
         raise UserError(
             f"dataset.val_images={config.val_images} is no fraction below 1: set a number of images without a decimal "

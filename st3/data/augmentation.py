@@ -47,7 +47,7 @@ class AugmentationConfig(Settings):
 
     def validate(self) -> None:
         """See the class."""
-        self.check(self.operations >= 1, "operations", "must be at least 1")
+        self.check(1 <= self.operations <= 100, "operations", "must be at least 1 and at most 100")
         self.check(0 <= self.magnitude < BINS, "magnitude", f"lies outside 0..{BINS - 1}")
         self.check_fraction("erasing")
         self.check_not_negative("mixup")

@@ -6,6 +6,7 @@ from st3.data.config import DatasetConfig
 from st3.data.datasets import FOLDERS
 from st3.data.folders import Listing, scan_tree
 from st3.data.images import UnreadableImageError, opened, parsed
+from st3.data.limits import check_unread
 from st3.errors import DataError
 
 EACH, AT_MOST = 3, 3000
@@ -15,12 +16,14 @@ EACH, AT_MOST = 3, 3000
 def probe(config: DatasetConfig) -> None:
     """Decode a few files of each class and split of an image tree, spread over its listing.
 
-    Does nothing for other datasets, without a root, and with `on_error="skip"`, where a few damaged files are expected.
+    Of data sets that are fetched only the folder is looked for. Does nothing without a root, and with
+    `on_error="skip"`, where a few damaged files are expected.
 
     Raises:
-        UserError, DataError: as `scan_tree`.
+        UserError, DataError: as `check_unread` and `scan_tree`.
         DataError: files that cannot be read, the first one by its path.
     """
+    check_unread(config)
     if config.name not in FOLDERS or config.root is None or config.on_error == "skip":
         return
     paths = [path for listing in scan_tree(config.root).values() for path in _spread(listing)]

@@ -14,8 +14,8 @@ def set_bn_eps(model: nn.Module, eps: float) -> None:
     found = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not found:
         raise UserError("model.bn_eps has no effect on a network without BatchNorm: drop it")
-    if not 0 < eps < float("inf"):
-        raise UserError(f"model.bn_eps={eps:g} must be positive and finite, or 0 for the architecture's own")
+    if not 0 < eps <= 1:
+        raise UserError(f"model.bn_eps={eps:g} must be positive and at most 1, or 0 for the architecture's own")
     for module in found:
         module.eps = eps
 

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from st3.errors import UserError
 from st3.models.common import SMALL_IMAGE, kaiming_normal
 
+WIDEST = 100
+"""More is a slip of the finger."""
 # (output channels, stride) of the 13 depthwise separable blocks
 BLOCKS = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
@@ -26,8 +28,8 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, width: float = 1.0, *, classes: int, channels: int, image_size: int):
         super().__init__()
-        if width <= 0:
-            raise UserError(f"model.width={width} is not positive: try model.width=1.0")
+        if not 0 < width <= WIDEST:
+            raise UserError(f"model.width={width:g} is not positive and at most {WIDEST}: try model.width=1.0")
         inputs = _scaled(32, width)
         stem = nn.Conv2d(channels, inputs, 3, 1 if image_size <= SMALL_IMAGE else 2, padding=1, bias=False)
         layers = [*_norm_relu(stem)]

@@ -1,11 +1,13 @@
 """From a name and its options to a network."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from st3.errors import UserError
 from st3.models.cifar_resnet import CifarResNet
@@ -19,6 +21,10 @@ from st3.models.wide_resnet import WideResNet
 
 WRN = re.compile(r"wrn(\d+)_(\d+)")
 """wrn34_2: a wide_resnet whose depth and width stand in its name."""
+
+
+LARGEST = 4 * 10**9
+"""Weights of a network: with raw weights, gradients and momentum, all in float32, they take 64 GB."""
 
 
 class Entry(NamedTuple):
@@ -52,6 +58,28 @@ def is_own(name: str) -> bool:
     return name in OWN or WRN.fullmatch(name) is not None
 
 
+@contextmanager
+def _limited(config: ModelConfig) -> Iterator[None]:
+    """Raises `UserError` as soon as a network that is being built has more than `LARGEST` weights."""
+    total = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal total
+        total += parameter.numel()
+        if total > LARGEST:
+            options = [f"model.{key}={value:g}" for key in ("depth", "width") if (value := getattr(config, key))]
+            raise UserError(
+                f"{' '.join([f'model.name={config.name}', *options])} has more than {LARGEST:,} weights, "
+                "which no GPU has the memory to train: choose a smaller network"
+            )
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        counting.remove()
+
+
 def build_model(config: ModelConfig | str, *, classes: int, channels: int = 3, image_size: int = 224) -> nn.Module:
     """The untrained network: `[B, channels, image_size, image_size]` float → logits `[B, classes]`.
 
@@ -60,7 +88,7 @@ def build_model(config: ModelConfig | str, *, classes: int, channels: int = 3, i
 
     Raises:
         UserError: a name, initialization or value that does not exist, an option that the model does not use,
-            an image size that it cannot take, or timm missing.
+            an image size that it cannot take, a network of more than `LARGEST` weights, or timm missing.
     """
     if isinstance(config, str):
         config = ModelConfig(name=config)
@@ -90,7 +118,8 @@ def build_model(config: ModelConfig | str, *, classes: int, channels: int = 3, i
     for option in given:
         if option not in entry.options:
             raise UserError(f"model.{option} has no effect on {name}: drop it")
-    model = entry.build(classes=classes, channels=channels, image_size=image_size, **given)
+    with _limited(config):
+        model = entry.build(classes=classes, channels=channels, image_size=image_size, **given)
     if init == "kaiming_normal":
         kaiming_normal(model)
     if config.bn_eps:

@@ -61,6 +61,8 @@ def published(config: ModelConfig, *, channels: int, image_size: int) -> State:
     return {key: value for key, value in state.items() if not key.startswith(("AuxLogits.", "aux1.", "aux2."))}
 
 
+_OF_PICKLES = LookupError, TypeError, AttributeError
+"""What reading a damaged one also raises."""
 OPTION = "model.weights="
 """What messages put before the name of a file: how it is typed to start a training from it."""
 
@@ -79,7 +81,7 @@ def read_file(path: Path, option: str = OPTION) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(f"{option}{path} holds more than tensors, or is damaged: give a state dict") from error
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, SafetensorError, zlib.error) as error:
+    except (*_OF_PICKLES, OSError, EOFError, ValueError, RuntimeError, SafetensorError, zlib.error) as error:
         reason = str(error).partition("\n")[0][:120] or type(error).__name__
         raise UserError(f"{option}{path} cannot be read ({reason}): give a .safetensors or .pt file") from error
     for key in ("model", "state_dict"):

@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from st3.errors import UserError
 from st3.models.common import kaiming_normal
 
+DEEPEST, WIDEST = 9_994, 1000
+"""More is a slip of the finger: nobody has trained a tenth of it."""
+
 
 class PreActBlock(nn.Module):
     """BN-ReLU-conv, dropout between the two: `[B, inputs, H, W]` → `[B, outputs, ⌈H/stride⌉, ⌈W/stride⌉]`.
@@ -44,14 +47,16 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int = 28, width: float = 10, dropout: float = 0.0, *, classes: int, channels: int):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
-        if blocks < 1 or rest:
-            near = max(10, 6 * round((depth - 4) / 6) + 4)
+        if blocks < 1 or rest or depth > DEEPEST:
+            near = 6 * round((min(max(depth, 10), DEEPEST) - 4) / 6) + 4
             raise UserError(
-                f"a WideResNet has 6n + 4 layers, not {depth}: try model.name=wide_resnet model.depth={near}"
+                f"a WideResNet has 6n + 4 layers, at most {DEEPEST}, not model.depth={depth}: try "
+                f"model.name=wide_resnet model.depth={near}"
             )
-        if width < 1 or width != int(width):
+        if not 1 <= width <= WIDEST or width != int(width):
             raise UserError(
-                f"a WideResNet's width is a positive integer, not {width}: try model.name=wide_resnet model.width=2"
+                f"a WideResNet's width is an integer from 1 to {WIDEST}, not model.width={width:g}: try "
+                "model.name=wide_resnet model.width=2"
             )
         if not 0 <= dropout < 1:
             raise UserError(f"model.dropout={dropout} is outside [0, 1): try model.dropout=0.2")

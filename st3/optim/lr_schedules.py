@@ -74,7 +74,7 @@ class MultiStepSettings(LRSettings):
     """The factor."""
 
     def validate(self) -> None:
-        self.check_not_negative("gamma")
+        self.check(0 <= self.gamma <= 10, "gamma", "lies outside [0, 10]")
 
     def over(self, length: Length) -> LRSchedule:
         steps = self.milestone_steps(length)
@@ -106,7 +106,7 @@ class CosineSettings(LRSettings):
     """The rate from then on, as a fraction of the peak."""
 
     def validate(self) -> None:
-        self.check_not_negative("final")
+        self.check_fraction("final")
 
     def over(self, length: Length) -> LRSchedule:
         schedule = super().over(length)
@@ -131,8 +131,8 @@ class OneCycleSettings(LRSettings):
     """The rate at the start, as a fraction of the peak."""
 
     def validate(self) -> None:
-        self.check_not_negative("final")
-        self.check_not_negative("initial")
+        self.check_fraction("final")
+        self.check_fraction("initial")
 
     def factor(self, step: int, length: Length) -> float:
         peak = max(self.warmup.steps(length) - 1, 0)

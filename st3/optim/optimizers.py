@@ -24,7 +24,7 @@ class OptimizerSettings(Settings):
     """Coefficient, on the raw weights of Conv and Linear layers."""
 
     def validate(self) -> None:
-        self.check(0 < self.lr < float("inf"), "lr", "must be positive and finite")
+        self.check_positive("lr")
         self.check_not_negative("weight_decay")
 
     def build(self, model: nn.Module) -> Optimizer:
@@ -55,7 +55,8 @@ class SGD(OptimizerSettings):
 
     def validate(self) -> None:
         super().validate()
-        self.check_not_negative("momentum")
+        self.check_below_one("momentum")
+        self.check(self.momentum > 0 or not self.nesterov, "nesterov", "needs a momentum: optimizer.momentum=0.9")
 
     def over(self, groups: list[dict], fused: bool | None) -> Optimizer:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)

@@ -3,8 +3,10 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from st3.report.notes import (
     command,
@@ -17,6 +19,7 @@ from st3.report.notes import (
     sources,
     warnings,
 )
+from st3.report.record import no_formula
 from st3.report.results import Result, Results, Run
 
 NOTHING = "–"
@@ -90,18 +93,21 @@ def to_text(results: Results) -> str:
 
 def to_markdown(results: Results, folder: Path) -> str:
     """With links, relative to `folder`, to the run directories."""
-    text = [f"# {results.table.title}", "", *_table(results, folder), "", *(f"{note}\n" for note in footnotes(results))]
-    text += [f"- {line}" for line in (*remarks(results), *conventions(results), *sources(results), *making(results))]
+    text = [f"# {_markdown(results.table.title)}", "", *_table(results, folder), ""]
+    text += [f"{_markdown(note)}\n" for note in footnotes(results)]
+    lines = *remarks(results), *conventions(results), *sources(results), *making(results)
+    text += [f"- {_markdown(line)}" for line in lines]
     return "\n".join(text) + "\n"
 
 
 def to_block(results: Results, table: str) -> str:
     """Markdown that stands in somebody else's text, says all by itself and links to nothing. `table` is how the command
     names the table."""
-    text = [f"```bash\n{command(results, table)}\n```", ""] if results.runs else []
-    text += [*_table(results, None), "", *(f"{note}\n" for note in footnotes(results)), *making(results), ""]
+    text = ["```bash", " ".join(command(results, table).splitlines()), "```", ""] if results.runs else []
+    text += [*_table(results, None), "", *(f"{_markdown(note)}\n" for note in footnotes(results))]
+    text += [*map(_markdown, making(results)), ""]
     text += ["<details><summary>What is trained and counted</summary>", ""]
-    text += [f"- {line}" for line in (*remarks(results), *conventions(results), *sources(results))]
+    text += [f"- {_markdown(line)}" for line in (*remarks(results), *conventions(results), *sources(results))]
     return "\n".join([*text, "", "</details>"]) + "\n"
 
 
@@ -152,7 +158,7 @@ def to_csv(results: Results, folder: Path) -> str:
                 "minus_best_half_width": difference.half_width,
                 "minus_best_n": difference.n,
             }
-        writer.writerow(line)
+        writer.writerow({key: no_formula(cell) if isinstance(cell, str) else cell for key, cell in line.items()})
     return file.getvalue()
 
 
@@ -190,14 +196,24 @@ def link(run: Run, folder: Path) -> str:
     return Path(os.path.relpath(run.directory.path, folder)).as_posix() if run.directory else ""
 
 
+def url(run: Run, folder: Path) -> str:
+    """The same as a link of a page, whatever signs are in its name."""
+    return quote(link(run, folder), safe="/=,+")
+
+
+def _markdown(text: str) -> str:
+    """One line in which nothing is HTML: what comes from files is shown, never executed."""
+    return re.sub(r"<(?=[\w/!?])", "&lt;", " ".join(text.split()))
+
+
 def _table(results: Results, folder: Path | None) -> Iterator[str]:
     """Lines of Markdown; without `folder` there is no column of links to the runs."""
     columns = headings(results)
-    yield from (f"**{warning}**\n" for warning in warnings(results))
-    yield _line([*columns, *(["runs"] if folder else [])])
+    yield from (f"**{_markdown(warning)}**\n" for warning in warnings(results))
+    yield _line([*map(_markdown, columns), *(["runs"] if folder else [])])
     yield _line([*("---" if name == "method" else "---:" for name in columns), *(["---"] if folder else [])])
     for result in results.rows:
-        text = cells(results, result)
+        text = {name: _markdown(cell) for name, cell in cells(results, result).items()}
         if results.inside_noise(result):
             text[MEASURED] = f"**{text[MEASURED]}**"
         line = [text[name] for name in columns]
@@ -207,7 +223,7 @@ def _table(results: Results, folder: Path | None) -> Iterator[str]:
 
 
 def _linked(run: Run, folder: Path) -> str:
-    return f"[s{run.seed}]({link(run, folder)})" if run.directory else f"s{run.seed}"
+    return f"[s{run.seed}]({url(run, folder)})" if run.directory else f"s{run.seed}"
 
 
 def _significant(millions: float) -> str:

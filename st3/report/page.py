@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from st3.report import charts
-from st3.report.formats import MEASURED, NOTHING, cells, headings, link
+from st3.report.formats import MEASURED, NOTHING, cells, headings, link, url
 from st3.report.notes import conventions, footnotes, making, plus_minus, remarks, sources, warnings
 from st3.report.results import Result, Results, Run
 from st3.report.run_charts import CLASSES, Chart, run_charts
@@ -41,7 +41,8 @@ class _Section:
     result: Result
     run: Run
     link: str
-    """Empty where there is no folder."""
+    url: str
+    """Both empty where there is no folder."""
     settings: Sequence[str]
     charts: Sequence[str]
     notes: Sequence[str]
@@ -149,5 +150,5 @@ def _sections(results: Results, folder: Path) -> tuple[list[_Section], dict[str,
             for evaluation in run.evaluations
             if "confusion" in evaluation and len(evaluation["classes"]) > CLASSES
         ]
-        sections.append(_Section(name, result, run, link(run, folder), settings, list(own), notes))
+        sections.append(_Section(name, result, run, link(run, folder), url(run, folder), settings, list(own), notes))
     return sections, drawn

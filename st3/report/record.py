@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from st3.errors import UserError
+from st3.errors import DamagedError, UserError
 from st3.training.checkpoints import write_atomically
 from st3.training.run_directory import RunDirectory
 from st3.training.summary import Summary
@@ -114,20 +114,30 @@ class Line:
 def read_record(path: Path) -> dict[tuple[str, int], Line]:
     """Its lines by their `key`; none where there is no file yet.
 
-    Raises `UserError`, naming file and line, for one that is damaged.
+    Raises `DamagedError`, naming file and line, for one that is not as it was written, `UserError` for one that cannot
+    be read.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                return _lines(reader)
-            except (ValueError, csv.Error) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(f"--record {path}, line {reader.line_num}: {reason}: mend it by hand") from error
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST + 1)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UserError(f"--record {path} cannot be read ({error.strerror}): name a CSV file") from error
+    line = 0
+    try:
+        if len(content) > _LARGEST:
+            raise ValueError(f"it is larger than {_LARGEST:,} bytes")
+        if b"\0" in content:
+            raise ValueError("it holds NUL bytes")
+        reader = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+        try:
+            return _lines(reader)
+        finally:
+            line = reader.line_num
+    except (ValueError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedError(f"--record {path}, line {line}: {reason[:200]}: mend it by hand") from error
 
 
 def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> None:
@@ -200,7 +210,11 @@ def _write(value: Any) -> str:
         return ""
     if isinstance(value, int | float):
         return repr(value)
-    text = shlex.join(value) if isinstance(value, tuple) else value
+    return no_formula(shlex.join(value) if isinstance(value, tuple) else value)
+
+
+def no_formula(text: str) -> str:
+    """Text for a cell that a spreadsheet takes as text, whatever it begins with."""
     return f"'{text}" if re.match(r"'*[=+@-]", text) else text
 
 
@@ -214,9 +228,12 @@ def _read(name: str, cell: str) -> Any:
         kind = kinds[0]
     if kind in _NUMBERS:
         try:
-            return _NUMBERS[kind](cell)
+            value = _NUMBERS[kind](cell)
         except ValueError:
-            raise ValueError(f"{name} is {cell or 'empty'}, which is no number") from None
+            raise ValueError(f"{name} is {cell[:40] or 'empty'}, which is no number") from None
+        if not abs(value) <= (100 if name in _PERCENT else _MOST):
+            raise ValueError(f"{name} is {cell[:40]}, which cannot be")
+        return value
     text = cell[1:] if re.match(r"'+[=+@-]", cell) else cell
     if kind is str:
         return text
@@ -233,6 +250,11 @@ def _finite(text: str) -> float:
 
 
 _NUMBERS: dict[type, Callable[[str], int | float]] = {int: int, float: _finite}
+_LARGEST = 2**25
+"""Bytes of a record; a line has some hundred."""
+_MOST = 1e18
+"""Of any number: none of a run comes near it."""
+_PERCENT = ("top1", "top5", "val_top1")
 _OF_LINE = ("row", "seed", "settings")
 _COLUMNS = {name: get_type_hints(Line)[name] for name in _OF_LINE} | get_type_hints(Outcome)
 """Name → type, in their order in the file."""

@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from st3.errors import UserError
+from st3.yaml_files import read_yaml
+
+MOST_ROWS = 1000
+"""Of a table; each is at least one training."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +96,31 @@ class Table:
 
 
 def load_table(path: Path) -> Table:
-    """Read a definition. Raises `UserError`, naming file and entry, for what is not one."""
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    """Read a definition.
+
+    Raises `UserError`, naming file and entry, for what is not one or says what a table may not say, and as `read_yaml`
+    does.
+    """
     what = str(path)
     content = _settings(
-        what, loaded, needed={"title", "overrides", "series"}, allowed={"notes", "sparsities", "accuracy", "reference"}
+        what,
+        read_yaml(path),
+        needed={"title", "overrides", "series"},
+        allowed={"notes", "sparsities", "accuracy", "reference"},
     )
-    series = tuple(
-        _series(f"{what}, series {number}", entry, content["overrides"], content.get("sparsities"))
-        for number, entry in enumerate(_list(f"{what}: series", content["series"]), start=1)
-    )
-    notes = tuple(_list(f"{what}: notes", content.get("notes", [])))
+    common = _overrides(what, content)
+    sparsities = _list(f"{what}: sparsities", content.get("sparsities", []))
+    series: list[Series] = []
+    for number, entry in enumerate(_list(f"{what}: series", content["series"]), start=1):
+        series.append(_series(f"{what}, series {number}", entry, common, sparsities))
+        if sum(len(each.rows) for each in series) > MOST_ROWS:
+            raise UserError(f"{what} has more than {MOST_ROWS} rows: write several tables")
+    notes = tuple(_text(f"{what}: a note", note) for note in _list(f"{what}: notes", content.get("notes", [])))
     accuracy = content.get("accuracy", "test")
     if accuracy not in ("test", "validation"):
         raise UserError(f"{what}: accuracy {accuracy} is neither test nor validation")
-    table = Table(path.stem, content["title"], notes, series, accuracy, content.get("reference"))
+    title = _text(f"{what}: title", content["title"])
+    table = Table(path.stem, title, notes, tuple(series), accuracy, content.get("reference"))
     if table.reference not in (None, *(each.label for each in series)):
         raise UserError(f"{what}: reference {table.reference} is the label of no series")
     slugs = [row.slug for row in table.rows]
@@ -120,15 +129,20 @@ def load_table(path: Path) -> Table:
     return table
 
 
-def _series(what: str, given: object, common: list[str], sparsities: list[float] | None) -> Series:
+def _series(what: str, given: object, common: list[str], sparsities: list[Any]) -> Series:
     known = {"method", "overrides", "source", "note", "run", "points"}
     entry = _settings(what, given, needed={"label"}, allowed=known)
+    for key in ("label", "method", "source", "note"):
+        if key in entry:
+            entry[key] = _text(f"{what}: {key}", entry[key])
     what = f"{what} ({entry['label']})"
     if entry.get("run", True) != ("method" in entry):
         raise UserError(f"{what}: give a method, or run: false where nothing here trains it")
-    points = entry.get("points") or {sparsity: {} for sparsity in sparsities or []}
+    points = entry.get("points") or {each: {} for each in map(_as_key, sparsities)}
     if not points:
         raise UserError(f"{what} has no rows: give points, or sparsities for the whole table")
+    if not isinstance(points, dict) or len(points) > MOST_ROWS:
+        raise UserError(f"{what}: points must be at most {MOST_ROWS} sparsities, and what was published at each")
     rows = [_row(what, entry, common, sparsity, point) for sparsity, point in points.items()]
     return Series(entry["label"], entry.get("note"), tuple(sorted(rows, key=lambda row: row.sparsity)))
 
@@ -139,6 +153,10 @@ def _row(what: str, entry: dict[str, Any], common: list[str], sparsity: object, 
     what = f"{what}, {sparsity:g}"
     point = _settings(what, given, needed=set(), allowed={"top1", "macs_millions", "overrides", "run"})
     published = None
+    for key, most in (("top1", 100), ("macs_millions", 1e12)):
+        figure = point.get(key, 0)
+        if type(figure) not in (int, float) or not 0 <= figure <= most:
+            raise UserError(f"{what}: {key} {figure} must be a number from 0 to {most:g}")
     if "top1" in point:
         if "source" not in entry:
             raise UserError(f"{what}: published figures need a source")
@@ -147,7 +165,7 @@ def _row(what: str, entry: dict[str, Any], common: list[str], sparsity: object, 
         raise UserError(f"{what}: macs_millions without top1")
     if "method" not in entry or not point.get("run", True):
         return Row(entry["label"], None, float(sparsity), (), published)
-    own = [each for node in (entry, point) for each in _list(f"{what}: overrides", node.get("overrides", []))]
+    own = [each for node in (entry, point) for each in _overrides(what, node)]
     overrides = (*common, f"method={entry['method']}", *own, f"sparsity={sparsity:g}")
     said = {override.partition("=")[0]: override for override in overrides}  # the last word on a setting
     return Row(entry["label"], entry["method"], float(sparsity), tuple(said.values()), published)
@@ -161,6 +179,39 @@ def _settings(what: str, given: object, *, needed: set[str], allowed: set[str]) 
     if unknown := sorted(given.keys() - needed - allowed, key=str):
         raise UserError(f"{what}: {unknown[0]} is not known, write {', '.join(sorted(needed | allowed))}")
     return given
+
+
+_OF_TABLES = {"seed": "--seeds", "run_dir": "--out", "dry_run": "--dry-run"}
+"""Settings that are said to the command, and how."""
+
+
+def check_override(what: str, override: str) -> None:
+    """Raises `UserError` for what no override of a table may say: where its runs are written and which they are, which
+    is the command's to say, and what Hydra does besides composing settings."""
+    name = override.partition("=")[0]
+    if override.startswith("-") or re.search(r"\bhydra\b", name):
+        raise UserError(f"{what}: {override} is no setting of a run, and not for a table")
+    if instead := _OF_TABLES.get(name.lstrip("+~")):
+        raise UserError(f"{what}: {override}: write {instead}")
+
+
+def _overrides(what: str, node: dict[str, Any]) -> list[str]:
+    found = [_text(f"{what}: an override", each) for each in _list(f"{what}: overrides", node.get("overrides", []))]
+    for override in found:
+        check_override(what, override)
+    return found
+
+
+def _text(what: str, given: object) -> str:
+    """In one line."""
+    if not isinstance(given, str):
+        raise UserError(f"{what} must be text, not {str(given)[:60]}: put it in quotes")
+    return " ".join(given.split())
+
+
+def _as_key(given: object) -> object:
+    """What cannot be one stays as text, to be refused as a sparsity."""
+    return given if isinstance(given, int | float) else str(given)
 
 
 def _list(what: str, given: object) -> list[Any]:

@@ -50,7 +50,7 @@ class GlobalThreshold(Method):
     """Fraction of every layer that is kept in any case, at least one weight; 0: layers may become wholly zero."""
 
     def validate(self) -> None:
-        self.check(0 <= self.min_density < 1, "min_density", "lies outside [0, 1)")
+        self.check_below_one("min_density")
 
     def check_room(self, weights: Sequence[Tensor], schedule: Schedule) -> None:
         """Raises `UserError` where `min_density` keeps more weights than the schedule."""

@@ -5,6 +5,7 @@ training of T optimizer steps asks for `value(0) … value(T - 1)`.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
 from st3.durations import Duration, Length
@@ -141,8 +142,8 @@ class RampSettings(ScheduleSettings):
     """Sparsity up to the start; above 0 a method is sparse from its first step."""
 
     def validate(self) -> None:
-        self.check(self.power > 0, "power", "must be positive: 3 is the cubic ramp")
-        self.check(0 <= self.initial < 1, "initial", "lies outside [0, 1)")
+        self.check(0 < self.power <= 1000, "power", "must be positive and at most 1000: 3 is the cubic ramp")
+        self.check_below_one("initial")
 
     def over(self, final: float, length: Length) -> PolynomialRamp:
         start, end, total = self.steps("start", length), self.moment("end", length), length.steps
@@ -185,13 +186,15 @@ class AlternatingSettings(ScheduleSettings):
     """When the last sparse phase begins."""
 
     def over(self, final: float, length: Length) -> AlternatingPhases:
-        steps = {key: self.steps(key, length) for key in ("start", "last_dense", "end")}
-        steps["period"] = self.interval("period", length)
+        steps = {key: self.moment(key, length) for key in ("start", "last_dense", "end")}
         steps["end"] = min(steps["end"], length.steps - 1)  # as for the ramp
-        try:
-            return AlternatingPhases(final=final, **steps)
-        except UserError as error:
-            raise UserError(f"schedule: {error}") from error
+        for before, after in pairwise(steps):
+            self.check(
+                steps[before] <= steps[after],
+                after,
+                f"(step {steps[after]}) comes before schedule.{before}={getattr(self, before)} (step {steps[before]})",
+            )
+        return AlternatingPhases(final=final, period=self.interval("period", length), **steps)
 
 
 SCHEDULES: dict[str, type[ScheduleSettings]] = {

@@ -115,7 +115,9 @@ class Sparsifier:
         chosen = _choose(list(self._layers), include, exclude)
         self._pruned = {n: w for n, w in self._layers.items() if n in chosen and w.requires_grad}
         if not self._pruned:
-            raise UserError("no layer is left to prune: widen include, narrow exclude, or unfreeze weights")
+            raise UserError(
+                "include and exclude leave no layer to prune: widen include, narrow exclude, or unfreeze weights"
+            )
         _check_weights(self._pruned)
         self._costs = _costs(target, macs, times, self._pruned)
         if self._costs:

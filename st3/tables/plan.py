@@ -10,7 +10,7 @@ from pathlib import Path
 
 from st3.compose import compose_config
 from st3.errors import UserError
-from st3.report.table import Row
+from st3.report.table import Row, check_override
 from st3.sketch import Sketch, sketch
 
 
@@ -50,15 +50,6 @@ class Task:
         return self.run_dir.with_name(f"{self.run_dir.name}.log")
 
 
-_SAID_OTHERWISE = {
-    "seed": "--seeds",
-    "run_dir": "--out",
-    "dry_run": "--dry-run",
-    "sparsity": "the points of the table",
-}
-"""Settings that no override may touch, and what says them instead."""
-
-
 def chosen(rows: Sequence[Row], patterns: Sequence[str] | None) -> list[Row]:
     """The rows that a shell pattern matches, in the order of the table; all without patterns. Case does not matter.
 
@@ -78,8 +69,9 @@ def plan(rows: Sequence[Row], extra: Sequence[str], seeds: Sequence[int], out: P
     Raises `UserError` when no row can be run with `extra`.
     """
     for override in extra:
-        if instead := _SAID_OTHERWISE.get(override.partition("=")[0]):
-            raise UserError(f"{override}: write {instead}")
+        check_override("overrides", override)
+        if override.lstrip("+~").partition("=")[0] == "sparsity":
+            raise UserError(f"{override}: write the points of the table")
     sketches = {row: sketch_or_error([*row.overrides, *extra]) for row in rows}
     errors = [each for each in sketches.values() if isinstance(each, UserError)]
     if errors and len(errors) == len(sketches):

@@ -71,7 +71,7 @@ def test_small_images_are_evaluated_in_larger_batches_on_a_gpu():
         ({"val_images": 0.999}, "dataset.val_images=0.999 leaves nothing of 50 training images"),
         ({"val_images": 0.001}, "dataset.val_images=0.001 of 50 training images is none: raise it"),
         ({"val_images": 0.98}, "49 held out of 50 training images leave not one for each of 10 classes"),
-        ({"workers": -1}, "dataset.workers=-1 must not be negative"),
+        ({"workers": -1}, "dataset.workers=-1 must be at least 0 and at most 1000"),
         ({"decode": "gpu"}, "no effect with dataset.augment=crop_flip: set dataset.decode=cpu"),
         (
             {"name": "fashion_mnist_embedded", "train_images": None, "test_images": None},

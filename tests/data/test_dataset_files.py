@@ -40,7 +40,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "dataset").glob("*.yam
             "dataset=imagenet dataset.on_error=skip dataset.decode=gpu",
             "set dataset.decode=cpu, or dataset.on_error=sto",
         ),
-        ("dataset=fake dataset.val_images=some", "dataset.val_images: Value 'some'"),
+        ("dataset=fake dataset.val_images=some", "dataset.val_images=some must be a number"),
         ("dataset=cifar10_folder dataset.cache=DIR", None),
     ],
 )

@@ -138,9 +138,9 @@ def test_cosine_and_one_cycle_span_the_training():
     [
         (ConstantSettings, {"warmup": "soon"}, "lr_schedule.warmup=soon is no duration: write 5ep"),
         (MultiStepSettings, {"milestones": ["5ep", "late"]}, "lr_schedule.milestones=late is no duration"),
-        (MultiStepSettings, {"gamma": -0.1}, "lr_schedule.gamma=-0.1 must not be negative"),
-        (CosineSettings, {"final": -1.0}, "lr_schedule.final=-1 must not be negative"),
-        (OneCycleSettings, {"initial": -1.0}, "lr_schedule.initial=-1 must not be negative"),
+        (MultiStepSettings, {"gamma": -0.1}, "lr_schedule.gamma=-0.1 lies outside [0, 10]"),
+        (CosineSettings, {"final": -1.0}, "lr_schedule.final=-1 lies outside [0, 1]"),
+        (OneCycleSettings, {"initial": -1.0}, "lr_schedule.initial=-1 lies outside [0, 1]"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_its_name(kind, settings, says):

@@ -4,11 +4,12 @@ import csv
 import dataclasses
 import multiprocessing
 import re
+from pathlib import Path
 
 import pytest
 from report_cases import make_run, make_table, series
 
-from st3.errors import UserError
+from st3.errors import DamagedError, UserError
 from st3.report.formats import to_block, to_csv, to_latex, to_markdown
 from st3.report.record import Line, Outcome, add_to_record, read_record
 from st3.report.results import read_results
@@ -101,6 +102,13 @@ def test_processes_that_write_at_once_lose_no_line(tmp_path):
         ("row,seed,", "row,seed,more,", "line 1: its columns are not those of a record"),
         ("71.3", "much", "line 2: top1 is much, which is no number"),
         ("71.3", "nan", "line 2: top1 is nan, which is no number"),
+        ("71.3", "inf", "line 2: top1 is inf, which is no number"),
+        ("71.3", "171.3", "line 2: top1 is 171.3, which cannot be"),
+        ("0.9799968958789097", "1e300", "line 2: sparsity is 1e300, which cannot be"),
+        (",90,", f",{10**400},", "line 2: zeros is 1000000000000000000000000000000000000000, which cannot be"),
+        (",90,", f",{'9' * 5000},", "line 2: zeros is 9999999999999999999999999999999999999999, which is no number"),
+        ("resnet20", "resnet20\0", "it holds NUL bytes"),
+        ("resnet20", "x" * 200_000, "field larger than field limit"),
         ("71.3", "", "line 2: top1 is empty, which is no number"),
         (",4,8,", ",4.5,8,", "line 2: epochs is 4.5, which is no number"),
         ("resnet20,", "", "line 2: 28 cells, not 29"),
@@ -117,7 +125,7 @@ def test_damage_is_refused_in_one_line_and_nothing_is_written(old, new, says, tm
     path.write_text(path.read_text().replace(old, new, 1))
     before = path.read_bytes()
     for use in (lambda: read_record(path), lambda: add_to_record(path, [line(seed=2)], [])):
-        with pytest.raises(UserError, match=f"--record {re.escape(str(path))}, line ") as raised:
+        with pytest.raises(DamagedError, match=f"--record {re.escape(str(path))}, line ") as raised:
             use()
         assert says in str(raised.value)
         assert "\n" not in str(raised.value)
@@ -132,6 +140,11 @@ def test_what_is_no_file_or_no_text_is_refused(tmp_path):
         read_record(tmp_path / "binary.csv")
     with pytest.raises(UserError, match=r"cannot be (read|written)"):
         add_to_record(tmp_path / "binary.csv" / "record.csv", [line()], [])
+
+
+def test_an_endless_record_is_not_read_to_its_end():
+    with pytest.raises(DamagedError, match="larger than"):
+        read_record(Path("/dev/zero"))
 
 
 def test_a_file_that_is_only_just_made_holds_nothing_yet(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -154,6 +155,27 @@ def test_csv_is_unrounded_and_complete(table, runs):
     assert (rows[2]["n"], rows[2]["seeds"], rows[2]["missed"]) == ("3", "0 2 10", "False")
     assert rows[2]["run_dirs"].split() == ["../st-3-90-s0", "../st-3-90-s2", "../st-3-90-s10"]
     assert (rows[4]["n"], rows[4]["top1_mean"], rows[4]["top1_published"]) == ("0", "", "70.0")
+
+
+HOSTILE = "=cmd|'/c calc'!A1 <script>alert(1)</script> </script>\n| x | <!-- END st3 reproduce mine -->"
+
+
+def test_nothing_that_comes_from_a_file_becomes_code(tmp_path):
+    table = make_table(series(HOSTILE, (0.9, (71.0, None)), note=HOSTILE))
+    table = replace(table, title=HOSTILE, notes=(HOSTILE,))
+    [row] = table.rows
+    make_run(tmp_path, row, 0, typed=[*row.overrides, f"extra={HOSTILE}"], environment=ENVIRONMENT | {"torch": HOSTILE})
+    results = read_results(table, tmp_path)
+    for text in (to_markdown(results, tmp_path), to_block(results, HOSTILE)):
+        code = re.sub(r"```bash\n.*?\n```", "", text, flags=re.DOTALL)
+        assert re.search(r"<script|</script|<!--", code) is None
+        assert len([line for line in code.splitlines() if line.startswith("|")]) == 3
+    page = to_html(results, tmp_path).replace(get_plotlyjs(), "")
+    assert "<script>alert" not in page
+    assert page.count("</script>") == len(re.findall(r"<script[ >]", page))
+    cells = next(csv.reader([to_csv(results, tmp_path).split("\n", 1)[1].replace("\n", " ")]))
+    assert cells[0].startswith("'=cmd")
+    assert [cell for cell in cells if re.match(r"[=+@]", cell)] == []
 
 
 def test_latex_is_balanced(table, runs):

@@ -365,7 +365,7 @@ def test_attached_again_it_goes_on():
         ({"method": "st4"}, "method=st4 does not exist: choose one of st3, st3_sigma"),
         ({"schedule": 1.0}, r"\[0, 1\)"),
         ({"include": ["conv*"]}, "no Conv2d or Linear layer is named like 'conv"),
-        ({"include": ["3"], "exclude": ["[0-9]"]}, "no layer is left to prune"),
+        ({"include": ["3"], "exclude": ["[0-9]"]}, "include and exclude leave no layer to prune"),
         ({"exclude": "3"}, "is a list of patterns"),
         ({"target": "params"}, "target=params"),
         ({"target": "flops"}, "needs macs"),

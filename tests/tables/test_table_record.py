@@ -156,7 +156,7 @@ def test_a_run_directory_of_other_settings_is_shown_as_ever_and_never_recorded(s
 def test_a_damaged_record_is_refused_before_anything_is_trained(stub, here, capsys):
     (here / "record.csv").write_text("row,seed\n")
     for words in ([], ["--dry-run"], ["--report-only"]):
-        assert reproduce("--out", "out", *words) == 2
+        assert reproduce("--out", "out", *words) == 4
         err = capsys.readouterr().err
         assert err.startswith("st3 reproduce: error: --record record.csv, line 1: its columns lack settings")
         assert err.count("\n") == 1
@@ -169,7 +169,7 @@ def test_a_record_that_is_damaged_while_runs_go_on_stops_none_of_them(stub, here
     (stub / "stub.py").write_text(
         (stub / "stub.py").read_text() + '\npathlib.Path("record.csv").write_text("<<<<<<< ours\\n")\n'
     )
-    assert reproduce("--out", "out") == 2
+    assert reproduce("--out", "out") == 4
     caught = capsys.readouterr()
     assert "Dense, seed 0 is not on record yet: --record record.csv, line 1: its columns lack row" in caught.out
     assert "--record record.csv, line 1" in caught.err

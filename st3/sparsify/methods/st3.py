@@ -1,6 +1,5 @@
 """ST-3, its σ variant and its ablations (Vanderschueren & De Vleeschouwer 2023, arXiv:2212.01076)."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,10 +57,10 @@ class ST3(GlobalThreshold):
 
     def validate(self) -> None:
         super().validate()
-        self.check(self.exponent >= 1, "exponent", "must be at least 1: 1 is ST-3's, 3 Feather's")
+        self.check(1 <= self.exponent <= 100, "exponent", "lies outside [1, 100]: 1 is ST-3's, 3 Feather's")
         self.check(self.shrink == "soft" or self.exponent == 1, "exponent", "has no effect with method.shrink=hard")
         self.check(self.rescale or self.gradient != "rescaled", "gradient", "has no effect with method.rescale=false")
-        self.check(0 <= self.cost_exponent < math.inf, "cost_exponent", "must be 0 or more: 0 is ST-3's")
+        self.check(0 <= self.cost_exponent <= 10, "cost_exponent", "lies outside [0, 10]: 0 is ST-3's")
         self.check(self.cost == "macs" or self.cost_exponent > 0, "cost", "has no effect with method.cost_exponent=0")
         if self.theta is not None:
             self.check_fraction("theta")
