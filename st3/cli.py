@@ -24,6 +24,7 @@ VERBS = {
     "report": "st3.overview",
     "reproduce": "st3.tables.reproduce",
     "search": "st3.tables.search",
+    "verify": "st3.verify",
 }
 
 

@@ -137,7 +137,7 @@ def of_stored_run(composed: DictConfig, words: Sequence[str]) -> DictConfig:
     if directory is None or stored is None:
         return composed
     settings = OmegaConf.create(stored_config(stored, directory.path).plain())
-    for key in typed | {"run_dir", "dry_run"}:
+    for key in typed | {"run_dir", "dry_run", "dataset.changed"}:  # what was accepted once was that
         OmegaConf.update(settings, key, OmegaConf.select(composed, key), force_add=True)
     return settings
 

@@ -114,7 +114,7 @@ def summarize(
     config, total, scores, times = sketch.config, totals(rows), state.scores, sketch.times
     modelled_ms_dense, modelled_ms = times.modelled_ms(rows) if times else (None, None)
     dead_layers = [row.name for row in rows if row.dead]
-    updates, warnings = sketch.sparsifier.mask_updates(), [*warnings_before(sketch), *data.warnings()]
+    updates, warnings = sketch.sparsifier.mask_updates(), [*warnings_before(sketch), *data.warnings(), *state.changes]
     warnings += failures(sketch, state, dead_layers)
     if sketch.sparsifier.sparsity_is_outcome and abs(total.sparsity - config.target_sparsity) > 0.005:
         warnings.append(
@@ -141,6 +141,7 @@ def summarize(
         seconds=round(state.seconds, 2),
         warmup_seconds=round(state.warmup_seconds, 2),
         data_seconds=round(state.data_seconds, 2),
+        saving_seconds=round(state.saving_seconds, 2),
         peak_memory_bytes=peak_memory(machine.device),
         processes=machine.processes.world_size,
         method=config.method.name,
@@ -176,7 +177,8 @@ def describe_result(result: Summary) -> str:
         + (f"({1 - remaining:.4%} removed{target})" if aim["flops"] else f"({remaining:.1%})"),
         "modelled": time,
         "time": f"{result.seconds:.1f} s, {result.epochs} epochs, {result.steps:,} steps; "
-        f"warm-up {result.warmup_seconds:.1f} s, waiting for data {result.data_seconds:.1f} s",
+        f"warm-up {result.warmup_seconds:.1f} s, waiting for data {result.data_seconds:.1f} s, "
+        f"for checkpoints {result.saving_seconds:.1f} s",
         "memory": f"{result.peak_memory_bytes / 1e9:.2f} GB at the peak",
         "run": result.run_dir,
         "next": f"st3 bench {shlex.quote(result.run_dir)} (what its zeros save here), st3 export (ONNX, MNN, …)",

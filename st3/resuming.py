@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from st3.config import MENDING, Config, differing, refuse_other, stored_config
-from st3.data import Data, contents_changes
+from st3.data import Data, contents, contents_changes
 from st3.errors import DamagedError, DataError, UserError
 from st3.lengthening import refuse_other_past
 from st3.measure import Times
@@ -34,7 +34,7 @@ def earlier_result(directory: RunDirectory, plan: Sketch) -> Summary | None:
     """The summary of this run where it is finished, and all its files are what was written.
 
     Raises `UserError` for a folder that holds something else, or a shorter run that cannot be lengthened;
-    `DamagedError` for damaged files.
+    `DamagedError` for damaged files; `DataError` where its images are said to be elsewhere, and others are there.
     """
     directory.check()
     if stored := directory.config():
@@ -44,8 +44,11 @@ def earlier_result(directory: RunDirectory, plan: Sketch) -> Summary | None:
         if before.epochs != plan.config.epochs:
             refuse_other_past(plan, before, directory.last_step())
             return None
-    if done := directory.finished():
+    done = directory.finished()
+    if done:
         directory.check_files()
+        if stored and plan.config.dataset.root != before.dataset.root:
+            _changes_of_data(directory, plan.config, contents(plan.config.dataset, plan.config.seed))
     return done
 
 
@@ -63,7 +66,7 @@ def resume(
     were, `UserError` where there were more or fewer processes.
     """
     generation, damaged = processes.from_main(directory.checkpoint)
-    changes = processes.from_main(lambda: _changes_of_data(directory, plan.config, data) if generation else [])
+    changes = processes.from_main(lambda: _changes_of_data(directory, plan.config, data.contents) if generation else [])
     if generation is None:
         return Resumed()
     saved = generation.state
@@ -111,10 +114,10 @@ def _changes_of_settings(generation: Generation, config: Config) -> list[str]:
     return [f"{key} was changed from {before} to {now}" for key, (before, now) in changed.items() if key in MENDING]
 
 
-def _changes_of_data(directory: RunDirectory, config: Config, data: Data) -> list[str]:
+def _changes_of_data(directory: RunDirectory, config: Config, now: Mapping[str, Any]) -> list[str]:
     """In words. Raises `DataError` where they are not accepted."""
-    before = directory.contents()
-    changes = contents_changes(before, data.contents) if before else []
+    before = directory.contents()  # which earlier versions did not keep
+    changes = contents_changes(before, now) if before else []
     if changes and config.dataset.changed == "stop":
         raise DataError(
             f"the images of {directory.path} are no longer those that it began with: {'; '.join(changes)}. Restore "

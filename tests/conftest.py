@@ -13,6 +13,21 @@ sys.path.insert(0, str(Path(__file__).parent))  # `from helpers import …` in e
 pytest.register_assert_rewrite("helpers", "contract", "sparsify.contract")
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_picture(monkeypatch) -> None:
+    """Runs draw a dot."""
+    from command_cases import dot
+
+    monkeypatch.setattr("st3.run.draw_run", dot)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tensors here are tiny: threads only wait for each other."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from command_cases import TINY, dot, refused, st3_train
+from command_cases import TINY, refused, st3_train
 from helpers import assert_same
 from PIL import Image
 from safetensors import safe_open
@@ -30,17 +30,6 @@ from st3.models import build_model
 from st3.training.recorder import RunRecorder
 from st3.training.run_directory import RunDirectory
 from st3.training.signals import Interruption
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def no_picture(monkeypatch) -> None:
-    monkeypatch.setattr(st3.run, "draw_run", dot)
 
 
 def files_below(folder: Path) -> set[str]:

@@ -81,7 +81,8 @@ def load_trained(source: str | Path, device: torch.device) -> Trained:
 def find_network(source: Path) -> Path:
     """The file that holds the network: `source`, or that of the run in the folder `source`.
 
-    Raises `UserError` where there is none, or a training that is not finished.
+    Raises `UserError` where there is none, or a training that is not finished; `DamagedError` where it is not what was
+    written.
     """
     directory = RunDirectory(source if source.is_dir() else source.parent)
     unfinished = directory.has_checkpoint() and not directory.network.exists()
@@ -90,7 +91,7 @@ def find_network(source: Path) -> Path:
             f"{source} is a training that may go on, not a network to use: finish it with "
             f"st3-train run_dir={directory.path}, or give {directory.best} if it is there"
         )
-    path = directory.network if source.is_dir() else source
+    path = directory.checked((directory.network if source.is_dir() else source).name)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the folder of a finished run, or its model.safetensors")
     return path

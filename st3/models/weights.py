@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from st3.errors import UserError
+from st3.errors import DamagedError, UserError
 from st3.models.config import ModelConfig
 from st3.models.external import torchvision_names
 from st3.models.registry import is_own
@@ -80,15 +80,15 @@ def read_file(path: Path, option: str = OPTION) -> State:
             return load(gzip.decompress(path.read_bytes()))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise UserError(f"{option}{path} holds more than tensors, or is damaged: give a state dict") from error
+        raise DamagedError(f"{option}{path} holds more than tensors, or is damaged: give a state dict") from error
     except (*_OF_PICKLES, OSError, EOFError, ValueError, RuntimeError, SafetensorError, zlib.error) as error:
         reason = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise UserError(f"{option}{path} cannot be read ({reason}): give a .safetensors or .pt file") from error
+        raise DamagedError(f"{option}{path} cannot be read ({reason}): give a .safetensors or .pt file") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(map(torch.is_tensor, content.values())):
-        raise UserError(f"{option}{path} holds no state dict: save model.state_dict()")
+        raise DamagedError(f"{option}{path} holds no state dict: save model.state_dict()")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
@@ -116,7 +116,7 @@ def read_metadata(path: Path) -> dict[str, str]:
                 metadata = json.loads(packed.read(min(length, _LONGEST_HEADER))).get("__metadata__", {})
                 return {str(key): str(value) for key, value in metadata.items()}
     except (OSError, EOFError, ValueError, AttributeError, SafetensorError, zlib.error) as error:
-        raise UserError(f"{path} is no safetensors file, or damaged ({str(error)[:120]}): give another") from error
+        raise DamagedError(f"{path} is no safetensors file, or damaged ({str(error)[:120]}): give another") from error
     return {}
 
 

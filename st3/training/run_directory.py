@@ -87,6 +87,16 @@ class RunDirectory:
         files = [manifest.damage(name) for name in manifest.entries] if manifest else []
         return [*filter(None, files), *self._generations.damage()]
 
+    def listed(self) -> str:
+        """How much of the run can be checked, in words."""
+        manifest, states = self._manifest(), len(self._generations.numbers())
+        checkpoints = f"{states} checkpoint{'s' * (states != 1)}"
+        if manifest:
+            return f"complete: {len(manifest.entries)} files and {checkpoints} are what was written"
+        return (
+            f"not complete: {checkpoints} can be used" if states else "no manifest and no checkpoints, nothing to check"
+        )
+
     def check_files(self) -> None:
         """Raises `DamagedError` where a file of a complete run is not what was written. All of them are read."""
         for name in manifest.entries if (manifest := self._manifest()) else ():

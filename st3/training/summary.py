@@ -1,8 +1,10 @@
 """What came out of a run, as summary.json keeps it."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from st3.errors import DamagedError
 
@@ -39,6 +41,8 @@ class Summary:
     """Of these, the first steps, in which kernels are chosen, compiled and captured."""
     data_seconds: float
     """Of these, how long the device waited for training data."""
+    saving_seconds: float = 0.0
+    """And how long the training waited for checkpoints; 0: an earlier version did not count."""
     peak_memory_bytes: int
     processes: int
     method: str
@@ -72,8 +76,11 @@ class Summary:
         """From a summary.json, also of an earlier version. Raises `DamagedError`."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            known = {each.name for each in fields(cls)}
-            return cls(**{key: value for key, value in content.items() if key in known})
+            kinds = get_type_hints(cls)
+            known = {key: value for key, value in content.items() if key in kinds}
+            if wrong := [key for key, value in known.items() if not _can_be(key, value, kinds[key])]:
+                raise ValueError(f"{wrong[0]}={str(known[wrong[0]])[:50]} cannot be")
+            return cls(**known)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DamagedError(f"{path} is damaged ({' '.join(str(error).split())})") from error
 
@@ -81,3 +88,16 @@ class Summary:
         """For JSON, without what there is none of."""
         perhaps = "val_", "modelled_"
         return {key: value for key, value in asdict(self).items() if value is not None or not key.startswith(perhaps)}
+
+
+def _can_be(key: str, value: object, kind: Any) -> bool:
+    """Whether a field may have this value. No number here is negative."""
+    kinds = {get_origin(each) or each for each in get_args(kind)} if get_origin(kind) is UnionType else {kind}
+    if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        most = 100 if "top" in key else 1 if key.startswith("sparsity") else float("inf")
+        return 0 <= value <= most and value != float("inf")
+    if int in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return value >= 0
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return type(value) in kinds - {int, float}

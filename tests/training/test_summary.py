@@ -53,3 +53,31 @@ def test_a_damaged_one_is_named(tmp_path, content):
 def test_a_missing_one_is_named(tmp_path):
     with pytest.raises(DamagedError, match=r"nowhere\.json is damaged"):
         Summary.read(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top1": 101}, {"top1": float("nan")}, {"top1": "50"}, {"top1": True}, {"sparsity": 1.5}, {"sparsity": -0.1},
+        {"zeros": -1}, {"zeros": 1.5}, {"seconds": float("inf")}, {"warnings": "none"}, {"warnings": [1]}, {"best": []},
+        {"finished": 1}, {"model": None}, {"dead_layers": {}}, {"val_top1": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_is_damage(tmp_path, change):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(SUMMARY(finished=True).plain() | change))
+    [key] = change
+    with pytest.raises(DamagedError, match=rf"summary\.json is damaged \({key}=.* cannot be\)"):
+        Summary.read(path)
+
+
+def test_what_can_be_is_read(tmp_path):
+    path = tmp_path / "summary.json"
+    summary = SUMMARY(
+        finished=True, val_top1=3.5, val_top5=4, mask_updates=5, best={"top1": 1.0}, dead_layers=["fc"],
+        warnings=["so"],
+        modelled_ms=0.5, modelled_ms_dense=1.0, modelled_from="times.json", top1=100, sparsity=0,
+    )  # fmt: skip
+    path.write_text(json.dumps(summary.plain()))
+    assert Summary.read(path) == summary
