@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from st3.errors import UserError
+from st3.errors import DamagedError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,13 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Always 0. Raises `UserError`."""
-    print(overview(options.runs, options.out))
-    return 0
+    """0, or the exit code of `DamagedError` where a run is damaged, and so not counted. Raises `UserError`."""
+    text, damaged = overview(options.runs, options.out)
+    print(text)
+    return DamagedError.exit_code if damaged else 0
 
 
-def overview(paths: Sequence[Path], page: Path | None = None) -> str:
-    """Write the page of the runs in `paths`, and return the table as text, with the page's path below it.
+def overview(paths: Sequence[Path], page: Path | None = None) -> tuple[str, bool]:
+    """Write the page of the runs in `paths`, and return the table as text, with the page's path below it; and whether
+    a run is damaged.
 
     Raises `UserError` where no run is found, or the page cannot be written.
     """
@@ -51,4 +53,4 @@ def overview(paths: Sequence[Path], page: Path | None = None) -> str:
         page.write_text(to_html(results, page.parent), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {page} cannot be written ({error.strerror}): choose another file") from error
-    return f"{to_text(results)}\n\nreport     {page}"
+    return f"{to_text(results)}\n\nreport     {page}", results.damaged

@@ -130,7 +130,8 @@ def _end_sweep(swept: list[Path], failed: list[str], elsewhere: Path | None) -> 
         print("\nno report, as these jobs have chosen their folders: st3 report DIR shows them", flush=True)
     elif paths := [elsewhere] if elsewhere else swept:
         try:
-            print(f"\n{overview(paths)}", flush=True)
+            text, _ = overview(paths)
+            print(f"\n{text}", flush=True)
         except UserError as error:  # the runs are there nevertheless
             print(f"\nno report: {error}", flush=True)
     for job in failed:

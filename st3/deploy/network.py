@@ -85,13 +85,13 @@ def find_network(source: Path) -> Path:
     written.
     """
     directory = RunDirectory(source if source.is_dir() else source.parent)
+    path = directory.checked((directory.network if source.is_dir() else source).name)
     unfinished = directory.has_checkpoint() and not directory.network.exists()
     if source == directory.last or (source.is_dir() and unfinished):
         raise UserError(
             f"{source} is a training that may go on, not a network to use: finish it with "
             f"st3-train run_dir={directory.path}, or give {directory.best} if it is there"
         )
-    path = directory.checked((directory.network if source.is_dir() else source).name)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the folder of a finished run, or its model.safetensors")
     return path

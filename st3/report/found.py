@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from st3.report.table import Row, Series, Table
 from st3.sparsify import METHODS
 from st3.training.run_directory import RunDirectory
 from st3.variants import plain
+
+DAMAGED = "Damaged, and not counted"
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,15 @@ def read_runs(paths: Sequence[Path]) -> Results:
             run = Run(settings.pop("seed"), Outcome.of(directory, summary), summary.top1, directory)
             _ = run_charts(run)  # every file is read: what is damaged shows now
         except (UserError, KeyError, ValueError, TypeError, ArithmeticError) as error:
-            left_out.append(f"Damaged, and not counted: {path}: {' '.join(str(error).split())}.")
+            left_out.append(f"{DAMAGED}: {path}: {' '.join(str(error).split())}.")
             continue
         first = seen.setdefault((_key(settings), run.seed), path)
         if first is path:
             found.append(_Found(run, settings))
         else:
             left_out.append(f"Seed {run.seed} a second time, and not counted: {path}, as {first}.")
-    return _results(_title(paths), found, unfinished, left_out)
+    damaged = any(line.startswith(DAMAGED) for line in left_out)
+    return replace(_results(_title(paths), found, unfinished, left_out), damaged=damaged)
 
 
 def run_paths(paths: Sequence[Path]) -> list[Path]:

@@ -152,6 +152,8 @@ class Results:
     """Names of run directories whose training has not ended."""
     left_out: tuple[str, ...] = ()
     """A sentence for each other run that was found and is not counted."""
+    damaged: bool = False
+    """Whether one of these is damaged."""
 
     @property
     def runs(self) -> list[Run]:

@@ -76,7 +76,8 @@ class RunDirectory:
 
     def started(self) -> bool:
         """Whether a run has begun here; nothing is read, so that a damaged one is found, too."""
-        return self._file("config.yaml").is_file() and self._file("overrides.yaml").is_file()
+        begun = self._file("config.yaml").is_file() and self._file("overrides.yaml").is_file()
+        return begun or self._file(MANIFEST).is_file()
 
     def damage(self) -> list[str]:
         """What is the matter with the files of a complete run and with its checkpoints, in words. All are read."""
