@@ -1,11 +1,14 @@
 """How a run is asked to end: Ctrl-C, kill, a closed terminal, the warning of a batch system."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+GRACE = 1.0
 ASKING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 
@@ -18,7 +21,9 @@ class Interruption(KeyboardInterrupt):
 
 
 class Signals:
-    """Within `with Signals() as signals`, the first of `ASKING` raises `Interruption`, and a second one ends at once.
+    """Within `with Signals() as signals`, the first of `ASKING` raises `Interruption`, and one that comes `GRACE` seconds
+    later or more ends at once. Those before are the same one: batch systems send it to all processes, and torchrun,
+    which has it, too, passes it on.
 
     Within `with signals.noted()` the first is only noted, in `asked`: what is under way is brought to an end there.
     Signals that somebody else handles or ignores (Submitit, nohup) stay as they are.
@@ -27,6 +32,7 @@ class Signals:
     def __init__(self) -> None:
         self.asked = 0
         """The number of the signal; 0: none has come."""
+        self._asked_at = 0.0
         self._noting = False
         self._before: dict[signal.Signals, object] = {}
 
@@ -56,8 +62,11 @@ class Signals:
             raise Interruption(self.asked)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-        self.asked = number
+        if self.asked:
+            if time.monotonic() - self._asked_at >= GRACE:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.asked, self._asked_at = number, time.monotonic()
         if not self._noting:
             raise Interruption(number)

@@ -33,15 +33,16 @@ def test_a_noted_signal_waits_until_it_is_obeyed(number):
 
 
 @pytest.mark.parametrize("number", ASKING)
-def test_a_second_signal_ends_the_process_at_once(number):
+def test_a_second_signal_ends_the_process_at_once_but_not_the_same_one_passed_on(number):
     code = (
         "import os, sys, time; from st3.training.signals import Signals\n"
         "with Signals() as signals, signals.noted():\n"
         "    os.kill(os.getpid(), int(sys.argv[1])); print('first', flush=True)\n"
-        "    os.kill(os.getpid(), int(sys.argv[1])); print('second', flush=True)\n"
+        "    os.kill(os.getpid(), int(sys.argv[1])); print('again', flush=True)\n"
+        "    time.sleep(1.1); os.kill(os.getpid(), int(sys.argv[1])); print('second', flush=True)\n"
     )
     answer = subprocess.run([sys.executable, "-c", code, str(int(number))], capture_output=True, text=True)
-    assert (answer.returncode, answer.stdout, answer.stderr) == (-number, "first\n", "")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (-number, "first\nagain\n", "")
 
 
 def test_signals_that_somebody_else_handles_or_ignores_stay_with_them():
