@@ -74,7 +74,8 @@ def evaluation_folder(root: Path, split: str) -> Path:
     split is meant as a whole.
 
     Raises:
-        DataError: no such folder.
+        UserError: no folder for this split.
+        DataError: `root` is no folder.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the one that holds the images in class folders")
@@ -85,7 +86,7 @@ def evaluation_folder(root: Path, split: str) -> Path:
         if "val" in found and "test" not in found:
             found["test"] = found["val"]
     if found and split not in found:
-        raise DataError(f"{root} has no folder for {split}: choose {' or '.join(found)}")
+        raise UserError(f"{root} has no folder for {split}: choose {' or '.join(found)}")
     return found.get(split, root)
 
 

@@ -122,17 +122,20 @@ class Batches:
             return
         watch = _Watch(self.marks)
         watch.start()
+        iterator: Any = self.loader._iterator
         try:
-            iterator = watch.over_while(partial(self._begun, watch))
+            iterator = watch.over_while(partial(self._begin, watch))
             while (batch := watch.over_while(partial(next, iterator, None))) is not None:
                 yield batch
         except DataError:
-            self.loader._iterator = None  # without its workers it is of no use for another iteration
+            if iterator is not None:  # of no use any more; found by the garbage collector, parts would go first
+                iterator._shutdown_workers()
+            self.loader._iterator = None
             raise
         finally:
             watch.ended.set()
 
-    def _begun(self, watch: "_Watch") -> Iterator[Any]:
+    def _begin(self, watch: "_Watch") -> Iterator[Any]:
         if self.loader._iterator is not None:
             watch.workers = self.loader._iterator._workers  # type: ignore[attr-defined]
             return iter(self.loader)

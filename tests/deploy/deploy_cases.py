@@ -20,10 +20,10 @@ def st3_(*words: object) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
-def refused(*words: object) -> str:
+def refused(*words: object, code: int = 2) -> str:
     """What `st3 WORDS` says of a mistake: one line, and no more than that."""
     answer = st3_(*words)
-    assert answer.code == 2, answer
+    assert answer.code == code, answer
     assert answer.err.count("\n") == 1, answer.err
     return answer.err.rstrip()
 

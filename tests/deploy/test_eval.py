@@ -126,7 +126,7 @@ def test_other_images_are_matched_by_the_names_of_their_classes(run, tmp_path):
     assert "has no folder for train: choose val or test" in refused("eval", run, "--data", again, "--split", "train")
     (again / "test" / "zebra").mkdir()
     assert "has classes that the network does not know: zebra; it knows a, b, c" in refused(
-        "eval", run, "--data", again
+        "eval", run, "--data", again, code=3
     )
 
 
@@ -162,7 +162,7 @@ def test_mistakes_are_said_in_a_line(run, tmp_path, monkeypatch):
     assert "model.safetensors does not exist" in refused("eval", tmp_path)
     assert "argument --split: invalid choice" in refused("eval", run, "--split", "all")
     assert "precision=fp16 needs a CUDA device" in refused("eval", run, "--precision", "fp16", "--device", "cpu")
-    assert "is no folder: give the one that holds the images" in refused("eval", run, "--data", tmp_path / "no")
+    assert "is no folder: give the one that holds the images" in refused("eval", run, "--data", tmp_path / "no", code=3)
     data = run.parent / "data"
     data.rename(tmp_path / "moved")
     try:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -56,13 +57,14 @@ def test_a_table_on_the_terminal_and_in_a_file(run, tmp_path):
 def test_what_cannot_be_read_is_named_and_left_out(run, tmp_path):
     shutil.copytree(run.parent / "data" / "test" / "a", tmp_path / "a" / "below")
     (tmp_path / "a" / "bad.png").write_bytes(b"no picture")
+    os.mkfifo(tmp_path / "a" / "fifo.png")  # opened, it would wait for ever
     (tmp_path / "a" / "notes.txt").touch()
     (tmp_path / "a" / ".hidden.png").touch()
     answer = st3_("predict", run, tmp_path / "a", tmp_path / "nowhere.png")
     assert answer.code == 1
     assert len(answer.out.splitlines()) == 6
     assert [line.split(":")[0] for line in answer.err.splitlines()] == [
-        f"cannot read image {tmp_path / name}" for name in ("a/bad.png", "nowhere.png")
+        f"cannot read image {tmp_path / name}" for name in ("a/bad.png", "a/fifo.png", "nowhere.png")
     ]
     assert st3_("predict", run, tmp_path / "nowhere.png").out == ""
 
