@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import st3
+from st3.door import open_door
 from st3.errors import UserError
 
 VERBS = {
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: the verb's own, that of a `UserError` (said in one line), 130 when interrupted."""
     prog = "st3"
     try:
+        open_door()
         door = _door()
         chosen = door.parse_args(argv)
         if chosen.verb not in VERBS:

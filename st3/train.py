@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from st3.compose import check_words, config_path, in_one_line, of_stored_run, spell_out
-from st3.errors import LonelyError, UserError, of_code
+from st3.door import open_door
+from st3.errors import DiskError, LonelyError, UserError, of_code
 
 if TYPE_CHECKING:
     from st3.config import Config
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Console entry. What the user can mend ends in one line and the exit code of its kind."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     started, process = datetime.now(), os.getpid()
     launcher, composing, exit_code = "", True, 0
     swept: list[Path] = []
@@ -72,10 +73,11 @@ def main() -> None:
             exit_code = 128 + signal.SIGPIPE
 
     try:
+        open_door()
         check_words(sys.argv[1:])
         sys.argv[1:] = spell_out(sys.argv[1:])
         launcher = _chosen_launcher(started)
-        with tempfile.TemporaryDirectory() as scratch:
+        with _scratch() as scratch:
             os.environ["ST3_SCRATCH"] = scratch  # where Hydra may write before anything is checked
             job()
         if {"-m", "--multirun"} & set(sys.argv) and _is_first_process():
@@ -98,6 +100,11 @@ def main() -> None:
             raise
         _complain(f"{' '.join(str(error).splitlines()[:2])}; the other jobs go on")  # killed: it has sent nothing back
         _exit(1)
+    except ImportError as error:
+        if ".so" not in str(error):
+            raise
+        _complain(f"PyTorch cannot be loaded here ({' '.join(str(error).split())})")  # too little memory is left to it
+        _exit(2)
     except KeyboardInterrupt as interruption:
         sys.exit(getattr(interruption, "exit_code", 128 + signal.SIGINT))
     if exit_code:
@@ -106,6 +113,14 @@ def main() -> None:
         from st3.training.distributed import leave
 
         leave()
+
+
+def _scratch() -> tempfile.TemporaryDirectory:
+    """A folder for temporary files. Raises `DiskError`."""
+    try:
+        return tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise DiskError("no folder takes temporary files: set TMPDIR to one that can be written") from error
 
 
 def _default_dir(config: "Config", started: datetime, number: int | None) -> Path:

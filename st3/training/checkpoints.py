@@ -129,7 +129,7 @@ def _in_order(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
-def save_json(path: Path, value: object) -> None:
+def save_json(path: Path, value: object, ascii_only: bool = False) -> None:
     """Write readable JSON. Raises `DiskError`."""
-    content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    content = json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))

@@ -1,7 +1,9 @@
 """Where the numbers of a run go beside its own files: TensorBoard, Weights & Biases, MLflow, by their own clients."""
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from st3.errors import UserError
+from st3.training.checkpoints import cannot_write
 from st3.training.run_directory import RunDirectory
 
 TAGS = {
@@ -66,13 +69,17 @@ def check_client(name: str) -> None:
 
 class TensorBoard:
     def __init__(self, directory: RunDirectory, step: int):
-        self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
-        self._step = step
+        self._folder, self._step = directory.path, step
+        self._hook = threading.excepthook
+        threading.excepthook = self._unless_raised
+        with self._on_disk():
+            self._writer = SummaryWriter(str(directory.path), purge_step=step + 1)
 
     def values(self, values: Mapping[str, float], step: int) -> None:
         self._step = step
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+        with self._on_disk():
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
 
     def result(self, settings: Mapping[str, Any], result: Mapping[str, float], picture: Path) -> None:
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
@@ -82,7 +89,23 @@ class TensorBoard:
         self._writer.add_image("run", np.asarray(Image.open(picture).convert("RGB")), self._step, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            with self._on_disk():
+                self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self._folder / "events.out.tfevents", error) from error
+
+    def _unless_raised(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread prints what the next call here raises."""
+        if not type(failure.thread).__module__.startswith("tensorboard"):
+            self._hook(failure)
 
 
 class WandB:

@@ -232,7 +232,7 @@ class RunDirectory:
         self._write_yaml("overrides.yaml", list(overrides))
         self._write_yaml("environment.yaml", dict(environment))
         if contents is not None:
-            save_json(self._file("data.json"), dict(contents))
+            save_json(self._file("data.json"), dict(contents), ascii_only=True)  # names of classes can be any bytes
 
     def seal(self) -> None:
         """The run is complete: list its files."""
