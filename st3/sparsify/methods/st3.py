@@ -57,7 +57,11 @@ class ST3(GlobalThreshold):
 
     def validate(self) -> None:
         super().validate()
-        self.check(1 <= self.exponent <= 100, "exponent", "lies outside [1, 100]: 1 is ST-3's, 3 Feather's")
+        self.check(
+            1 <= self.exponent <= 100,
+            "exponent",
+            "lies outside [1, 100]: 1 is ST-3's, 3 Feather's, and the limit is method.shrink=hard",
+        )
         self.check(self.shrink == "soft" or self.exponent == 1, "exponent", "has no effect with method.shrink=hard")
         self.check(self.rescale or self.gradient != "rescaled", "gradient", "has no effect with method.rescale=false")
         self.check(0 <= self.cost_exponent <= 10, "cost_exponent", "lies outside [0, 10]: 0 is ST-3's")

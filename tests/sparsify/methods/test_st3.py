@@ -260,7 +260,7 @@ def test_wrong_choices_are_refused_by_their_name():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"exponent": 0.5}, "method.exponent=0.5 must be at least 1"),
+        ({"exponent": 0.5}, r"method.exponent=0.5 lies outside \[1, 100\]"),
         ({"exponent": 3.0, "shrink": "hard"}, "method.exponent=3 has no effect with method.shrink=hard"),
         (
             {"gradient": "rescaled", "rescale": False},
