@@ -21,9 +21,9 @@ class Interruption(KeyboardInterrupt):
 
 
 class Signals:
-    """Within `with Signals() as signals`, the first of `ASKING` raises `Interruption`, and one that comes `GRACE` seconds
-    later or more ends at once. Those before are the same one: batch systems send it to all processes, and torchrun,
-    which has it, too, passes it on.
+    """Within `with Signals() as signals`, the first of `ASKING` raises `Interruption`, and one that comes `GRACE`
+    seconds later or more ends at once. Those before are the same one: batch systems send it to all processes, and
+    torchrun, which has it, too, passes it on.
 
     Within `with signals.noted()` the first is only noted, in `asked`: what is under way is brought to an end there.
     Signals that somebody else handles or ignores (Submitit, nohup) stay as they are.
@@ -51,10 +51,8 @@ class Signals:
     @contextmanager
     def noted(self) -> Iterator[None]:
         self._noting = True
-        try:
-            yield
-        finally:
-            self._noting = False
+        yield
+        self._noting = False  # an error is to be told first
 
     def obey(self) -> None:
         """Raises `Interruption` where a signal has been noted."""
