@@ -18,8 +18,8 @@ _PLAIN = {
 def open_door() -> None:
     """Make printing safe, and see that there is a working directory.
 
-    A stream that is closed swallows what is printed, and no other file takes its number; signs that a terminal does not
-    have are spelled out. Raises `UserError` where the working directory is gone.
+    A stream that is closed, or cannot be written to, swallows what is printed, and no other file takes its number;
+    signs that a terminal does not have are spelled out. Raises `UserError` where the working directory is gone.
     """
     os.environ["MPLBACKEND"] = "agg"  # pictures are files; another choice could only fail
     for number in range(3):
@@ -32,12 +32,36 @@ def open_door() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process lives)
+        elif type(stream) is io.TextIOWrapper:  # the process's own
+            encoding, by_line = stream.encoding, stream.line_buffering
+            setattr(sys, name, _Stream(stream.detach(), encoding, "plain", line_buffering=by_line))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
     try:
         os.getcwd()
     except OSError as error:
         raise UserError("the working directory is no longer there: change to one that is") from error
+
+
+class _Stream(io.TextIOWrapper):
+    """Printing that cannot fail: a training is not given up because the disk of its log is full. A pipe that nobody
+    reads any more is another matter."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
 
 def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:
