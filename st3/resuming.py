@@ -77,8 +77,7 @@ def resume(
     _check_position(generation, state, plan)
     changes += _changes_of_settings(generation, plan.config)
     state.changes += [f"{each} after step {state.step:,}" for each in changes]
-    if processes.is_main:
-        directory.restore(generation)
+    processes.on_main(lambda: directory.restore(generation))
     lines = [f"warning    {each}: going on from the checkpoint before" for each in damaged]
     done = state.step - state.epoch * plan.plan.steps_per_epoch
     lines.append(

@@ -5,20 +5,22 @@ that was never interrupted?
     python -m scripts.reliability.kills OUT --kills 30 --processes 2     two gloo processes under torchrun
     python -m scripts.reliability.kills OUT --kills 20 --signals         SIGTERM, SIGHUP, SIGUSR1, SIGINT in turn
 
-The moments are drawn (--seed) between 0 and --longest seconds after the start of the process: so some kills meet the
-import of PyTorch, the making of the folder, a step, an evaluation, a write. A run that ends before it is killed begins
-a new one. Prints a line for each kill, and a table.
+Half of the moments are drawn (--seed) between 0 and --longest seconds after the start of the process: so some kills
+meet the import of PyTorch, the making of the folder, the reading of a checkpoint. The others come up to --working
+seconds after the run has said what it does: in steps, evaluations, writes. A run that ends before it is killed begins a
+new one. Prints a line for each run, and a table.
 """
 
 import argparse
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
-from scripts.reliability.runs import SMALL, digests, kill_all, last_words, running
+from scripts.reliability.runs import SMALL, digests, kill_all, last_words, running, wait_for
 
 SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT
 
@@ -30,10 +32,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--signals", action="store_true")
     parser.add_argument("--longest", type=float, default=12.0)
+    parser.add_argument("--working", type=float, default=3.0)
+    parser.add_argument("--epochs", type=int, default=8, help="of 20 steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("words", nargs="*", help="overrides of the run")
     options = parser.parse_intermixed_args()
-    words = [*SMALL, "epochs=8", "checkpoint_every=10st", *options.words, "run_dir=run"]
+    words = [*SMALL, f"epochs={options.epochs}", "checkpoint_every=10st", *options.words, "run_dir=run"]
     draw, ends, runs, kills, wrong, slow = random.Random(options.seed), Counter[str](), 0, 0, 0, 0.0
 
     reference = _whole(options.out / "whole", words, options.processes)
@@ -45,8 +49,8 @@ def main() -> None:
         while True:
             with running(words, folder, options.processes) as process:
                 try:
-                    process.wait(draw.uniform(0, options.longest) if kills < options.kills else None)
-                except Exception:  # it is still at work
+                    _wait(process, folder, draw, options, forever=kills == options.kills)
+                except subprocess.TimeoutExpired:  # it is still at work
                     kills += 1
                     number = SIGNALS[kills % len(SIGNALS)] if options.signals else signal.SIGKILL
                     begin = time.monotonic()
@@ -72,6 +76,18 @@ def main() -> None:
     print(f"| {options.processes} | {kills} | {runs} | {wrong} | {said} |")
     if options.signals:
         print(f"\nslowest end after a signal: {slow:.1f} s")
+
+
+def _wait(process: subprocess.Popen, folder: Path, draw: random.Random, options: argparse.Namespace, forever: bool):
+    """Until it is to be killed. Raises `subprocess.TimeoutExpired` then; returns where the run has ended before."""
+    if forever:
+        process.wait()
+    elif draw.random() < 0.5:
+        process.wait(draw.uniform(0, options.longest))
+    else:
+        before = (folder / "said.txt").stat().st_size
+        wait_for(lambda: b"\nseed " in (folder / "said.txt").read_bytes()[before:], process)
+        process.wait(draw.uniform(0, options.working))
 
 
 def _whole(folder: Path, words: list[str], processes: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """When the state of a run is saved within an epoch, and when a run ends because it is asked to."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -11,6 +12,7 @@ from st3.training.distributed import Processes
 from st3.training.recorder import Recorder
 from st3.training.signals import Signals
 from st3.training.state import TrainingState
+from st3.training.step import not_finite
 
 T = TypeVar("T")
 AGREE_EVERY = 10
@@ -50,7 +52,10 @@ class Keeper:
             yield batch
 
     def save(self, state: TrainingState) -> None:
-        """All processes take part."""
+        """All processes take part. Raises `NotFiniteError`: such a state is none to go on from."""
+        total = self._processes.sum_(state.loss_sum.clone())  # which the loop does not read in each step on a GPU
+        if not math.isfinite(total):
+            raise not_finite(state, state.optimizer.param_groups[0]["lr"])
         state.count_seconds()
         self._recorder.checkpoint(state, state.state_dict(self._processes))
         self._saved_at = time.monotonic()

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,6 @@ from st3.training.plan import Plan
 from st3.training.profiling import StepProfiler
 from st3.training.run_directory import METRICS, RunDirectory
 from st3.training.state import TrainingState, copied
-from st3.training.step import not_finite
 from st3.training.summary import Summary
 
 
@@ -112,8 +110,6 @@ class RunRecorder:
 
     def checkpoint(self, state: TrainingState, content: dict[str, Any]) -> None:
         begin = time.perf_counter()
-        if not math.isfinite(state.loss_sum):  # on a GPU, where the loop does not read it in each step
-            raise not_finite(state, state.optimizer.param_groups[0]["lr"])
         # Accuracy, zeros and MACs of the same network.
         evaluated = state.scores.get("epoch") == state.epoch
         summary = replace(self._summary(), finished=False) if evaluated else None

@@ -1,5 +1,6 @@
 """When a state is saved, and that a run which goes on from any of them is the run that was never interrupted."""
 
+import math
 import signal
 
 import pytest
@@ -8,7 +9,7 @@ from test_loop import make_state, network, stepper
 from training_cases import FP32, Batches, Recorder, data_of, fit, keeper_of, make_plan, plain
 
 from st3.durations import Interval, Length
-from st3.errors import UserError
+from st3.errors import NotFiniteError, UserError
 from st3.optim.lr_schedules import CosineSettings
 from st3.sparsify import PolynomialRamp
 from st3.training.signals import Interruption, Signals
@@ -135,3 +136,12 @@ def test_states_are_saved_every_so_many_minutes(monkeypatch):
     monkeypatch.setattr("st3.training.keeper.time", clock)
     go(state, recorder, keeper_of(recorder, "1min"))
     assert [each["step"] for each in recorder.checkpoints if each["step"] % 5] == [3, 8, 13, 18]  # 5, 10, … end epochs
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_state_whose_loss_is_not_finite_is_not_saved(value):
+    state, recorder = fresh(), Recorder()
+    state.loss_sum.fill_(value)
+    with pytest.raises(NotFiniteError, match="not finite after step 0"):
+        keeper_of(recorder).save(state)
+    assert not recorder.checkpoints
