@@ -48,10 +48,10 @@ def st3_train(*arguments: str) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, code: int = 2) -> str:
     """What is said of a mistake: one line, and no more than that."""
     answer = st3_train(*arguments)
-    assert answer.code == 2, answer
+    assert answer.code == code, answer
     assert answer.err.startswith("st3-train: error: ")
     assert answer.err.count("\n") == 1, answer.err
     return answer.err.removeprefix("st3-train: error: ").rstrip()

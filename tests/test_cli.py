@@ -30,7 +30,7 @@ def test_python_m_is_the_same_door():
         (
             ["serch"],
             "st3: error: serch is no verb: write bench or check or eval or export or predict or report or reproduce or "
-            "search (see st3 --help)",
+            "search or verify (see st3 --help)",
         ),
         (["reproduce"], "st3 reproduce: error: the following arguments are required: TABLE"),
         (["search", "a=1..2", "--trial=x"], "st3 search: error: argument --trials: invalid"),

@@ -228,7 +228,7 @@ def test_masks_that_never_change_are_warned_of_in_words():
 # What came out --------------------------------------------------------------------------------------------------------
 
 
-def summary_of(run: Sketch, sparsity: float, of_data: Sequence[str] = (), guessing_steps=0, constant=False):
+def summary_of(run: Sketch, sparsity: float, of_data: Sequence[str] = (), guessing_steps=0, constant=False, changes=()):
     """After a run whose only layer lost that much."""
     zeros = round(10_000 * sparsity)
     rows = [LayerRow("fc", "100×100", 10_000, True, zeros, sparsity, 0.1, 10_000, 10_000 - zeros, zeros == 10_000)]
@@ -236,6 +236,7 @@ def summary_of(run: Sketch, sparsity: float, of_data: Sequence[str] = (), guessi
     state = SimpleNamespace(
         scores={"epoch": 10, "test_top1": 50.0, "test_top5": 90.0, "test_constant": constant}, epoch=10, step=400,
         seconds=1.239, warmup_seconds=0.1, data_seconds=0.0, guessing_steps=guessing_steps, best={},
+        saving_seconds=0.0, changes=list(changes),
     )  # fmt: skip
     data = SimpleNamespace(warnings=lambda: list(of_data))
     return summarize(run, state, data, rows, "outputs/x", CPU)
@@ -301,6 +302,10 @@ def test_what_was_warned_of_before_stands_in_the_summary():
     assert found.warnings
 
 
+def test_what_was_changed_on_the_way_stands_in_the_summary():
+    assert summary_of(fake(), 0.9, changes=["optimizer.lr was changed"]).warnings == ["optimizer.lr was changed"]
+
+
 def test_what_was_left_out_of_the_data_stands_in_the_summary():
     assert summary_of(fake(), 0.9, of_data=["2 files"]).warnings == ["2 files"]
 
@@ -322,7 +327,7 @@ def test_the_result_in_words():
         "top-1      50.00 % (top-5 90.00 %) on the test images, validation 45.50 %",
         "sparsity   50.0000% (target 50.00%): 6 of 12 weights are zero",
         "MACs       21 dense → 15 (71.4%)",
-        "time       1.0 s, 2 epochs, 8 steps; warm-up 0.5 s, waiting for data 0.1 s",
+        "time       1.0 s, 2 epochs, 8 steps; warm-up 0.5 s, waiting for data 0.1 s, for checkpoints 0.0 s",
         "memory     0.00 GB at the peak",
         "run        run",
         "next       st3 bench run (what its zeros save here), st3 export (ONNX, MNN, …)",

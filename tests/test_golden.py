@@ -24,6 +24,7 @@ from st3.durations import Duration
 from st3.errors import UserError
 from st3.sketch import sketch
 from st3.sparsify import GlobalThreshold, Method
+from st3.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +144,8 @@ def trained(method: str, folder: Path) -> dict:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "st3.train", *settings], check=True, capture_output=True, env=environment)
     tensors = load_file(folder / "model.safetensors")
-    state = torch.load(folder / "last.pt", weights_only=True)
+    generation, _ = RunDirectory(folder).checkpoint()
+    state = generation.state
     raw = {f"raw.{name}": weight for name, weight in state["sparsifier"]["raw"].items()}
     digest = hashlib.sha256()
     for name, tensor in sorted((tensors | raw).items()):

@@ -27,10 +27,8 @@ OPTIONS = dict.fromkeys(("gmp", "rigl", "set", "granet"), "method.every=4st") | 
 """So that masks are kept for a while; so that thresholds prune in a short training."""
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+CONTINUED = {5: "epoch 0, step 5 of 6", 6: "epoch 1", 10: "epoch 1, step 4 of 6", 18: "epoch 3"}
+"""Step that a run goes on from, and what it says of it."""
 
 
 def trained(method: str, folder: str, *overrides: str) -> Summary:
@@ -40,24 +38,25 @@ def trained(method: str, folder: str, *overrides: str) -> Summary:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_continued_after_any_epoch_and_loaded(method, here, monkeypatch, capsys):
+def test_continued_after_or_in_any_epoch_and_loaded(method, here, monkeypatch, capsys):
     write = RunDirectory.write_checkpoint
 
-    def and_copied(self, state):
-        write(self, state)
-        shutil.copytree("whole", f"after {state['epoch']}")
+    def and_copied(self, state, best, metrics):
+        write(self, state, best, metrics)
+        being_written = shutil.ignore_patterns("*.partial")  # by the training, which goes on
+        shutil.copytree("whole", f"at {state['step']}", dirs_exist_ok=True, ignore=being_written)
 
     monkeypatch.setattr(st3.run, "draw_run", dot)
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "write_checkpoint", and_copied)
-        trained(method, "whole")
+        trained(method, "whole", "checkpoint_every=5st")
     whole = load_file("whole/model.safetensors")
-    for epoch in (1, 3):
-        assert not Path(f"after {epoch}", "model.safetensors").exists()
+    for step, said in CONTINUED.items():
+        assert not Path(f"at {step}", "model.safetensors").exists()
         capsys.readouterr()
-        summary = trained(method, f"after {epoch}")
-        assert f"continuing after {epoch} after epoch {epoch}\n" in capsys.readouterr().out
-        assert_same(load_file(f"after {epoch}/model.safetensors"), whole)
+        summary = trained(method, f"at {step}")
+        assert f"continuing at {step} after {said}\n" in capsys.readouterr().out
+        assert_same(load_file(f"at {step}/model.safetensors"), whole)
 
     assert (summary.finished, summary.steps, summary.method) == (True, STEPS, method)
     network = build_model("resnet20", classes=7, image_size=8)

@@ -48,7 +48,7 @@ def started(*words: str):
 
 def test_a_sparse_run_goes_on_from_its_raw_weights_as_the_network_that_it_was(runs):
     state, run = started(*TINY, f"model.weights={runs / 'sparse'}", "sparsity=0.95", "epochs=3")
-    left = RunDirectory(runs / "sparse").checkpoint()
+    left = RunDirectory(runs / "sparse").checkpoint()[0].state
     raw = state.sparsifier.raw_weights()
     assert_same(dict(raw), left["sparsifier"]["raw"])
     network = load_file(runs / "sparse" / "model.safetensors")
@@ -105,7 +105,7 @@ def test_a_file_is_the_sparse_network(file, runs):
 
 def test_an_average_of_raw_weights_is_what_a_run_with_one_leaves(runs):
     state, run = started(*TINY, f"model.weights={runs / 'average'}", "sparsity=0.9", "epochs=3")
-    average = RunDirectory(runs / "average").checkpoint()["average"]["values"]
+    average = RunDirectory(runs / "average").checkpoint()[0].state["average"]["values"]
     for name, raw in state.sparsifier.raw_weights().items():
         assert torch.equal(raw, average[f"{name}.weight"])
     assert run.plan.sparsity.initial == pytest.approx(0.8, abs=1e-4)

@@ -213,7 +213,9 @@ def test_a_packed_network_is_loaded_bit_for_bit(run, tmp_path):
     odd = gzip.compress(len(listing).to_bytes(8, "little") + listing)
     for damaged in (packed.read_bytes()[:-2000], b"no gzip", gzip.compress(b"\xff" * 50), odd):
         (tmp_path / "bad.safetensors.gz").write_bytes(damaged)
-        assert "bad.safetensors.gz" in refused("export", tmp_path / "bad.safetensors.gz", "--out", tmp_path / "none")
+        assert "bad.safetensors.gz" in refused(
+            "export", tmp_path / "bad.safetensors.gz", "--out", tmp_path / "none", code=4
+        )
 
 
 def test_a_run_is_checked_on_its_own_images_and_exported_below_it(run):
@@ -363,5 +365,5 @@ def test_depthwise_layers_have_no_sparse_kernel(networks, tmp_path):
 
 def test_what_is_packed_must_be_a_network(tmp_path):
     (tmp_path / "junk.safetensors").write_text("junk")
-    assert "damaged" in refused("export", tmp_path / "junk.safetensors", "--pack", "--out", tmp_path / "out")
+    assert "damaged" in refused("export", tmp_path / "junk.safetensors", "--pack", "--out", tmp_path / "out", code=4)
     assert not (tmp_path / "out").exists()
