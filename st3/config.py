@@ -117,7 +117,7 @@ class Config:
         for name in ("compile", "capture"):
             _one_of(name, getattr(self, name), ("auto", "on", "off"))
         Interval.parse(self.checkpoint_every)
-        _check(self.ddp_timeout >= 1, f"ddp_timeout={self.ddp_timeout} must be at least 1 second")
+        _check(1 <= self.ddp_timeout <= 10**7, f"ddp_timeout={self.ddp_timeout} must be 1 to 10,000,000 seconds")
         _one_of("logger", self.logger, ("none", "wandb", "mlflow"))
         _one_of("method.target", self.selection.target, ("weights", "flops", "latency"))
         self._check_times()

@@ -11,6 +11,15 @@ import pytest
 from st3.training.signals import ASKING, Interruption, Signals
 
 
+@pytest.fixture(autouse=True)
+def _as_usual():
+    """What a process does that was not started in the background, where some signals are ignored."""
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in ASKING}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 @pytest.mark.parametrize("number", ASKING)
 def test_a_signal_ends_what_is_under_way_with_its_exit_code(number):
     before = signal.getsignal(number)
@@ -35,7 +44,8 @@ def test_a_noted_signal_waits_until_it_is_obeyed(number):
 @pytest.mark.parametrize("number", ASKING)
 def test_a_second_signal_ends_the_process_at_once_but_not_the_same_one_passed_on(number):
     code = (
-        "import os, sys, time; from st3.training.signals import Signals\n"
+        "import os, signal, sys, time; from st3.training.signals import ASKING, Signals\n"
+        "for each in ASKING: signal.signal(each, signal.SIG_DFL)\n"
         "with Signals() as signals, signals.noted():\n"
         "    os.kill(os.getpid(), int(sys.argv[1])); print('first', flush=True)\n"
         "    os.kill(os.getpid(), int(sys.argv[1])); print('again', flush=True)\n"
