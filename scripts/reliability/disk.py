@@ -96,7 +96,7 @@ def _try(case: Case, folder: Path, expected: dict[str, str]) -> None:
         said = [line for line in (folder / "said.txt").read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in said if "error:" in line or line.startswith(("Traceback", "Exception"))]
         one = len(errors) == 1 and errors[0].startswith("st3-train: error:")
-        left = [str(path.relative_to(disk)) for path in disk.rglob("*.partial")] if run.exists() else []
+        left = [str(path.relative_to(disk)) for path in disk.rglob("*.partial")]
         case.mend(disk)
         again = ""
         if "name" not in case.name:

@@ -93,7 +93,8 @@ class Generations:
         try:
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
-            folder.mkdir(parents=True)
+            self._folder.mkdir(exist_ok=True)  # in a run's folder, which is not made anew where it is gone
+            folder.mkdir()
             save_checkpoint(folder / STATE, state)
             write_atomically(folder / METRICS, lambda temporary: temporary.write_bytes(metrics.encode()))
             carried: dict[str, Entry] = {}

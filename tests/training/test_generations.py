@@ -145,3 +145,10 @@ def test_a_damaged_best_network_does_not_become_the_truth(tmp_path):
     told = Generations(tmp_path).damage()
     assert len(told) == 2
     assert all("best.pt is damaged" in each for each in told)
+
+
+def test_the_folder_of_a_run_that_is_gone_is_not_made_anew(tmp_path):
+    kept = Generations(tmp_path / "run" / "checkpoints")
+    with pytest.raises(DiskError, match=r"cannot write .*checkpoints/1: No such file or directory"):
+        kept.write(state(10), None, "ten")
+    assert not list(tmp_path.iterdir())
