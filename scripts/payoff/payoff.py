@@ -51,9 +51,10 @@ def main() -> None:
 def milliseconds(run: Path, rounds: int) -> dict[str, float]:
     """Medians of process time in each runtime."""
     trained = load_trained(run, torch.device("cpu"))
+    images = images_of(trained, 1)
     with tempfile.TemporaryDirectory() as folder, pinned(1):
         files = Files.make(trained, Path(folder))
-        found: Batch = time_batch(trained, files, images_of(trained, 1), 1, rounds, (OnnxRuntime(), MnnRuntime()))
+        found: Batch = time_batch(trained, files, images, 1, rounds, (OnnxRuntime(), MnnRuntime()))
     return {f"{each.runtime}, {each.kind}": each.cpu_ms["median"] for each in found.timings}
 
 
