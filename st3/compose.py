@@ -43,10 +43,21 @@ def compose_config(overrides: Sequence[str]) -> "Config":
 def check_words(words: Sequence[str]) -> None:
     """Raises `UserError`, in our words, for what Hydra's grammar does not take, and for what would have no meaning."""
     sweep = {"-m", "--multirun"} & set(words)
+    for word in words:
+        if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
+            raise UserError(f"{shown(word)} is no option: a setting is typed as SETTING=VALUE, without dashes")
     for before, word in zip(["", *words], words, strict=False):
         flag = before.startswith("-") and before not in ("-m", "--multirun")  # perhaps the word is its value
         if not word.startswith("-") and not (flag and "=" not in word):
             _check_word(word, bool(sweep))
+
+
+OPTIONS = {
+    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "-m",
+    "--multirun", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun", "--info", "-i",
+}  # fmt: skip
+"""Hydra's."""
 
 
 def _check_word(word: str, sweep: bool) -> None:

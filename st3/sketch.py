@@ -102,7 +102,7 @@ def find_times(config: Config) -> Times | None:
     try:
         times = Times.read(copy if config.run_dir and copy.exists() and not file.exists() else file)
     except UserError as error:
-        raise UserError(f"method.times={error}") from error
+        raise type(error)(f"method.times: {error}") from error
     try:
         times.check(config.model.name, (data.channels, data.image_size, data.image_size))
     except UserError as error:

@@ -8,10 +8,11 @@ import torch
 import torchvision
 from command_cases import refused, st3_train
 from config_cases import CONFIGS, load, typed_wrong
+from hydra._internal.utils import get_args_parser
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from st3.compose import compose_config, in_one_line, spell_out
+from st3.compose import OPTIONS, compose_config, in_one_line, spell_out
 from st3.config import load_config
 from st3.errors import UserError
 from st3.sketch import sketch
@@ -252,3 +253,9 @@ def test_a_setting_that_all_methods_of_a_sweep_have_is_taken(tmp_path, monkeypat
 
 def test_the_dropout_of_a_wide_resnet_that_is_named_by_its_size():
     assert compose_config(["model=wrn28_10", "model.dropout=0.3"]).model.dropout == 0.3
+
+
+def test_the_options_are_those_of_hydra_and_another_is_refused_in_our_words(here):
+    assert {name for each in get_args_parser()._actions for name in each.option_strings} == OPTIONS
+    for word in ("--nothing", "--epochs=5", "-x", "--epochs"):
+        assert refused(word, "5").startswith(f"{word} is no option: a setting is typed as SETTING=VALUE")

@@ -1,3 +1,4 @@
+import os
 import time
 from pathlib import Path
 
@@ -6,7 +7,7 @@ from omegaconf import OmegaConf
 
 from st3.compose import config_path
 from st3.errors import DamagedError, UserError
-from st3.yaml_files import LARGEST, parse_yaml, read_yaml
+from st3.plain_files import LARGEST, LARGEST_DATA, csv_text, parse_yaml, read_csv, read_json, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{key}: &{key} [*{before}, *{before}]\n" for before, key in zip("abcdefghi", "bcdefghij", strict=True)
@@ -37,7 +38,6 @@ def test_what_omegaconf_writes_comes_back(value):
         ("[" * 1000 + "]" * 1000, "more than 32 lists"),
         ("".join(f"{' ' * depth}a:\n" for depth in range(1000)), "more than 32 lists"),
         ("[" + "a," * 200_000 + "]", "more than 100,000 values"),
-        ("a" * (LARGEST + 1), "larger than 1,048,576 bytes"),
         ("a: " + "1" * 10_000, "Exceeds the limit"),
         ("a: 1\nb: {c: 1, d: 2, c: 3}", "line 2: c is there twice"),
         ("a: 1\na: 1", "a is there twice"),
@@ -59,8 +59,61 @@ def test_what_is_hostile_ends_soon_in_one_line(content, says):
     assert len(str(error.value)) < 300
 
 
-def test_a_file_that_is_not_there_is_a_mistake_of_usage_and_an_endless_one_is_not_read(tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.yaml \(No such file"):
-        read_yaml(tmp_path / "nothing.yaml")
-    with pytest.raises(DamagedError, match="larger"):
-        read_yaml(Path("/dev/zero"))
+READERS = [read_yaml, read_json, read_csv]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_file_that_is_not_there_is_a_mistake_of_usage(tmp_path, read):
+    with pytest.raises(UserError, match=r"cannot read .*nothing \(No such file") as error:
+        read(tmp_path / "nothing")
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "/dev/zero"])
+def test_what_could_keep_a_reader_waiting_or_busy_for_ever_is_no_file(tmp_path, read, kind):
+    path = tmp_path / "file"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    with pytest.raises(DamagedError, match=r"file: it is no file$"):
+        read(path)
+
+
+def test_no_more_is_read_than_a_file_may_hold(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b" " * (LARGEST + 1))
+    with pytest.raises(DamagedError, match="larger than 1,048,576 bytes"):
+        read_yaml(path)
+    with open(path, "wb") as file:
+        file.truncate(LARGEST_DATA + 1)
+    for read in (read_json, read_csv):
+        with pytest.raises(DamagedError, match="larger than 100,000,000 bytes"):
+            read(path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "", '{"a": 1', '{"a": ' + "9" * 10_000 + "}", b"\xff{}", "\0"])
+def test_what_is_no_json_is_damaged(tmp_path, content):
+    path = tmp_path / "file.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DamagedError, match=r"cannot read .*file\.json: "):
+        read_json(path)
+
+
+@pytest.mark.parametrize("content", ["a,b\n" + "x" * 200_000, b"\xff", "a,b\n" + "1,2\n" * 2_100_000])
+def test_what_is_no_csv_is_damaged(tmp_path, content):
+    path = tmp_path / "file.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DamagedError, match=r"cannot read .*file\.csv: "):
+        read_csv(path)
+
+
+def test_a_table_is_read_as_it_was_written_and_no_text_of_it_is_a_formula(tmp_path):
+    path, rows = tmp_path / "file.csv", [{"a": 'x,"y"\nz', "b": -1.5}, {"a": "", "b": None}]
+    path.write_text(csv_text(("a", "b"), rows))
+    assert read_csv(path) == [{"a": 'x,"y"\nz', "b": "-1.5"}, {"a": "", "b": ""}]
+    path.write_text(csv_text(["a"], [{"a": sign + "1"} for sign in "=+-@'x"]))
+    assert [row["a"] for row in read_csv(path)] == ["'=1", "'+1", "'-1", "'@1", "'1", "x1"]

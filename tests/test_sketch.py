@@ -239,7 +239,7 @@ def test_a_target_of_time_takes_the_measured_times(times):
     write_times(Path(times), (1, 16, 16), 10)
     with pytest.raises(UserError, match=r"^method\.times is of another network: fc has 640 weights there, 192 here"):
         sketch(make_config(dataset=fake_dataset(classes=3), **aimed))
-    with pytest.raises(UserError, match=r"^method\.times=nowhere\.json cannot be read \(No such file or directory\)$"):
+    with pytest.raises(UserError, match=r"^method\.times: cannot read nowhere\.json \(No such file or directory\)$"):
         sketch(make_config(selection=Selection(target="latency", times="nowhere.json"), sparsity=0.3))
 
 
@@ -249,7 +249,7 @@ def test_where_the_file_of_times_is_gone_the_run_has_a_copy(times, tmp_path):
         selection=Selection(target="latency", times="gone.json"), sparsity=0.3, run_dir=str(directory.path)
     )
     assert find_times(config) == Times.read(directory.times)
-    with pytest.raises(UserError, match=r"^method\.times=gone\.json cannot be read"):
+    with pytest.raises(UserError, match=r"^method\.times: cannot read gone\.json"):
         find_times(replace(config, run_dir=str(tmp_path / "new")))
 
 

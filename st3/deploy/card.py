@@ -7,9 +7,12 @@ from typing import Any
 
 import st3
 from st3.config import Config
+from st3.data import check_options
+from st3.data.config import DatasetConfig
 from st3.data.views import CentralView, WholeView
 from st3.errors import UserError
 from st3.models import ModelConfig
+from st3.settings import converted, hints, shown
 
 VIEWS: dict[str, type[WholeView | CentralView]] = {"whole": WholeView, "central": CentralView}
 _OF_THE_START = "init", "weights"
@@ -62,6 +65,21 @@ class Card:
         """What cuts the network's input out of an image."""
         return VIEWS[self.view](self.image_size)
 
+    def check(self) -> None:
+        """Raises `UserError` for what no network has."""
+        if self.view not in VIEWS:
+            raise UserError(f"view={shown(self.view)} is not known")
+        check_options(
+            DatasetConfig(
+                name="folder",
+                classes=len(self.classes),
+                channels=self.channels,
+                image_size=self.image_size,
+                mean=list(self.mean),
+                std=list(self.std),
+            )
+        )
+
     def metadata(self) -> dict[str, str]:
         """For the file: the model's name, the classes as a JSON list, the version of st3, and all else as JSON."""
         network = asdict(self) | {"classes": len(self.classes)}
@@ -83,11 +101,10 @@ class Card:
             return None
         try:
             network: dict[str, Any] = json.loads(metadata["network"])
-            network |= {"model": ModelConfig(**network["model"]), "classes": named_classes(metadata)}
-            network |= {key: tuple(network[key]) for key in ("mean", "std")}
-            card = cls(**network)
-            card.make_view()
-        except (ValueError, TypeError, KeyError) as error:
+            network["model"] = ModelConfig(**_typed(ModelConfig, network["model"]))
+            card = cls(**_typed(cls, network | {"classes": named_classes(metadata)}))
+            card.check()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{source} has a description that st3 {st3.__version__} cannot read ({' '.join(str(error).split())}): "
                 f"use st3 {metadata.get('st3')}, which wrote it"
@@ -96,5 +113,22 @@ class Card:
 
 
 def named_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The class names in a file's metadata, also in those of before; none where it has none."""
-    return tuple(json.loads(metadata.get("classes", "[]")))
+    """The class names in a file's metadata, also in those of before; none where it has none.
+
+    Raises `UserError` for what are no names.
+    """
+    try:
+        names = json.loads(metadata.get("classes", "[]"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the names of its classes cannot be read ({error})") from error
+    return tuple(converted("classes", names, list[str]))
+
+
+def _typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the fields of a dataclass are, as these take it. Raises `UserError`, naming the field."""
+    kinds, typed = hints(kind), dict[str, Any]()
+    for name, value in fields.items():
+        known = name in kinds and kinds[name] is not ModelConfig
+        value = converted(name, value, kinds[name]) if known else value
+        typed[name] = tuple(value) if isinstance(value, list) else value
+    return typed

@@ -15,6 +15,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from st3.settings import shown
+
 if TYPE_CHECKING:
     from st3.deploy.evaluation import Evaluation
     from st3.training.summary import Summary
@@ -76,10 +78,13 @@ def describe(evaluation: "Evaluation", summary: "Summary | None") -> str:
             "number of processes rounds differently; else the images or the network have changed"
         )
     hardest = evaluation.hardest()[:SHOWN]
-    lines.append(f"hardest    {', '.join(f'{label} {accuracy:.1f} %' for label, accuracy in hardest)}")
+    lines.append(f"hardest    {', '.join(f'{shown(label)} {accuracy:.1f} %' for label, accuracy in hardest)}")
     confused = evaluation.confused()[:SHOWN]
     if confused:
-        pairs = (f"{true} → {predicted} ({count:,} of {images:,})" for true, predicted, count, images in confused)
+        pairs = (
+            f"{shown(true)} → {shown(predicted)} ({count:,} of {images:,})"
+            for true, predicted, count, images in confused
+        )
         lines.append(f"mistaken   {', '.join(pairs)}")
     if missing := evaluation.missing():
         from st3.data import named

@@ -1,6 +1,5 @@
 """A network's accuracy on one split, class by class."""
 
-import csv
 import itertools
 import json
 import re
@@ -17,6 +16,7 @@ from st3.data import Images, build_folder, build_split
 from st3.data.folders import evaluation_folder
 from st3.deploy.network import Trained
 from st3.errors import UserError
+from st3.plain_files import csv_text, read_json
 from st3.training.checkpoints import write_atomically
 from st3.training.loop import evaluate
 from st3.training.machine import Machine
@@ -75,15 +75,15 @@ class Evaluation:
         """A row for each class: images, how many are recognised, how often others were taken for it; percentages."""
         predicted = [sum(column) for column in zip(*self.confusion, strict=True)]
         counts = zip(self.classes, self.class_images, self.class_top1, self.class_top5, predicted, strict=True)
-
-        def write(temporary: Path) -> None:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(("class", "images", "top1", "top5", "accuracy", "predicted", "precision"))
-                for label, images, top1, top5, taken in counts:
-                    writer.writerow((label, images, top1, top5, _percent(top1, images), taken, _percent(top1, taken)))
-
-        write_atomically(path, write)
+        rows = [
+            {
+                "class": label, "images": images, "top1": top1, "top5": top5, "accuracy": _percent(top1, images),
+                "predicted": taken, "precision": _percent(top1, taken),
+            }
+            for label, images, top1, top5, taken in counts
+        ]  # fmt: skip
+        content = csv_text(list(rows[0]), rows)
+        write_atomically(path, lambda temporary: temporary.write_bytes(content.encode()))
 
 
 def evaluate_run(trained: Trained, machine: Machine, split: str, data: Path | None = None) -> Evaluation:
@@ -174,8 +174,8 @@ def free_name(folder: Path, split: str, data: Path | None) -> str:
 def _about(path: Path) -> str | None:
     """The images that the evaluation in a file is of; None: there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(path)["data"]
+    except (UserError, KeyError, TypeError):
         return None
 
 

@@ -1,5 +1,6 @@
 """From a run directory, or the file of a network, to the network, ready for use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from st3.data.loader import Normalise
 from st3.deploy.card import Card, named_classes
 from st3.errors import UserError
 from st3.models import build_model
-from st3.models.weights import put, read_file, read_metadata
+from st3.models.weights import put, read_file, read_header
 from st3.training.machine import Machine, pick_device, pick_precision
 from st3.training.run_directory import RunDirectory
 
@@ -69,13 +70,26 @@ def load(source: str | Path, device: str = "cpu") -> Any:
 def load_trained(source: str | Path, device: torch.device) -> Trained:
     """As `load`, with all that is known of the network."""
     path = find_network(Path(source))
-    card, values = _card(path), read_file(path, option="")
+    card = _card(path)
+    with torch.device("meta"):
+        sketch = _build(card)
+    if shapes := read_header(path)[1]:  # before there is memory for it, which a description may ask for without end
+        _put(sketch, shapes, card, path)
     with torch.random.fork_rng(devices=[]):  # weights are drawn, then replaced
-        model = build_model(card.model, classes=len(card.classes), channels=card.channels, image_size=card.image_size)
-    if head := put(model, values, str(path), option=""):
-        raise UserError(f"{path} does not fit its description: its layer {head} is not for {len(card.classes)} classes")
+        model = _build(card)
+    _put(model, read_file(path, option=""), card, path)
     model = model.eval().to(device).to(memory_format=torch.channels_last)
     return Trained(model, card, RunDirectory(path.parent))
+
+
+def _build(card: Card) -> nn.Module:
+    return build_model(card.model, classes=len(card.classes), channels=card.channels, image_size=card.image_size)
+
+
+def _put(model: nn.Module, values: Mapping[str, Tensor], card: Card, path: Path) -> None:
+    """Raises `UserError` where they do not fit."""
+    if head := put(model, values, str(path), option=""):
+        raise UserError(f"{path} does not fit its description: its layer {head} is not for {len(card.classes)} classes")
 
 
 def find_network(source: Path) -> Path:
@@ -98,7 +112,7 @@ def find_network(source: Path) -> Path:
 
 
 def _card(path: Path) -> Card:
-    metadata, directory = read_metadata(path), RunDirectory(path.parent)
+    (metadata, _), directory = read_header(path), RunDirectory(path.parent)
     if card := Card.read(metadata, str(path)):
         return card
     stored = directory.config()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st3.errors import UserError
+from st3.settings import shown
 
 if TYPE_CHECKING:
     from st3.deploy.prediction import Prediction
@@ -60,11 +61,14 @@ def describe(predictions: Sequence["Prediction"]) -> str:
     """A line for each picture, its classes in columns."""
     first = max(len(each.file) for each in predictions)
     ranks = zip(*(each.classes for each in predictions), strict=True)
-    widths = [max(len(label) for label, _ in rank) for rank in ranks]
+    widths = [max(len(shown(label)) for label, _ in rank) for rank in ranks]
     return "\n".join(
         "  ".join(
             [each.file.ljust(first)]
-            + [f"{label:<{width}} {100 * p:5.1f} %" for (label, p), width in zip(each.classes, widths, strict=True)]
+            + [
+                f"{shown(label):<{width}} {100 * p:5.1f} %"
+                for (label, p), width in zip(each.classes, widths, strict=True)
+            ]
         )
         for each in predictions
     )

@@ -1,6 +1,5 @@
 """The most probable classes of image files."""
 
-import csv
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from st3.data.loader import Normalise
 from st3.data.workers import Batches
 from st3.deploy.network import Trained
 from st3.errors import UserError
+from st3.plain_files import csv_text
 from st3.training.checkpoints import save_json, write_atomically
 from st3.training.machine import Machine
 
@@ -85,16 +85,13 @@ def predict(trained: Trained, machine: Machine, files: Sequence[str], top: int) 
 
 def write_csv(path: Path, predictions: Iterable[Prediction]) -> None:
     """A row for each picture and class."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("file", "rank", "class", "probability"))
-            for each in predictions:
-                for rank, (label, probability) in enumerate(each.classes, 1):
-                    writer.writerow((each.file, rank, label, f"{probability:.6f}"))
-
-    write_atomically(path, write)
+    rows = (
+        {"file": each.file, "rank": rank, "class": label, "probability": f"{probability:.6f}"}
+        for each in predictions
+        for rank, (label, probability) in enumerate(each.classes, 1)
+    )
+    content = csv_text(("file", "rank", "class", "probability"), rows)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.encode()))
 
 
 def write_json(path: Path, predictions: Iterable[Prediction]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from st3.errors import UserError
 from st3.measure.layers import LayerRow
+from st3.plain_files import read_json
 from st3.sparsify import LayerTimes
 
 FORMAT = 1
@@ -40,13 +41,9 @@ class Times:
 
     @classmethod
     def read(cls, path: Path) -> "Times":
-        """Raises `UserError`, in one line that names the file, for one that is missing or not as `write` leaves it."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"{path} is no JSON ({error})") from error
+        """Raises `UserError`, in one line that names the file, for one that is missing or not as `write` leaves it;
+        `DamagedError` for one that is no JSON."""
+        content = read_json(path)
         try:
             return cls._of(content)
         except UserError as error:

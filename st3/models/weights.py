@@ -2,16 +2,17 @@
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.error import URLError
 
 import torch
 import torchvision.models as zoo
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from st3.errors import DamagedError, UserError
 from st3.models.config import ModelConfig
 from st3.models.external import torchvision_names
 from st3.models.registry import is_own
+from st3.plain_files import opened
+from st3.settings import shown
 from st3.sparsify import weight_layers
 
 State = dict[str, Tensor]
@@ -74,11 +77,15 @@ def read_file(path: Path, option: str = OPTION) -> State:
     `UserError` for a file that is something else.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if is_packed(path):
-            return load(gzip.decompress(path.read_bytes()))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file:
+            if path.suffix == ".safetensors":
+                _header(file)
+                return load_file(path)
+            if is_packed(path):
+                return load(_unpacked(file))
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except UnpicklingError as error:
         raise DamagedError(f"{option}{path} holds more than tensors, or is damaged: give a state dict") from error
     except (*_OF_PICKLES, OSError, EOFError, ValueError, RuntimeError, SafetensorError, zlib.error) as error:
@@ -97,27 +104,52 @@ def is_packed(path: Path) -> bool:
     return path.name.endswith(".safetensors.gz")
 
 
-_LONGEST_HEADER = 100_000_000
-"""Bytes; safetensors itself takes no more."""
+_LONGEST_HEADER = 10**7
+"""Bytes; that of a network of a thousand layers has some hundred thousand."""
+_MOST_PACKED = 1100
+"""Bytes that gzip can pack into one, and some more."""
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a `.safetensors` file, packed or not, says of itself; other files have nothing.
+def read_header(path: Path) -> tuple[dict[str, str], State]:
+    """What a `.safetensors` file, packed or not, says of itself, and its tensors on "meta": none of them is read.
 
-    Raises `UserError` for a damaged one.
+    Other files have nothing. Raises `UserError` for one that cannot be read, `DamagedError` for a damaged one.
     """
+    if path.suffix != ".safetensors" and not is_packed(path):
+        return {}, {}
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return file.metadata() or {}
-        if is_packed(path):
-            with gzip.open(path) as packed:  # a length of 8 bytes, then so much JSON
-                length = int.from_bytes(packed.read(8), "little")
-                metadata = json.loads(packed.read(min(length, _LONGEST_HEADER))).get("__metadata__", {})
-                return {str(key): str(value) for key, value in metadata.items()}
-    except (OSError, EOFError, ValueError, AttributeError, SafetensorError, zlib.error) as error:
-        raise DamagedError(f"{path} is no safetensors file, or damaged ({str(error)[:120]}): give another") from error
-    return {}
+        with opened(path) as file:
+            header, _ = _header(gzip.GzipFile(fileobj=file) if is_packed(path) else file)
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        return metadata, {name: torch.empty(each["shape"], device="meta") for name, each in header.items()}
+    except UserError:
+        raise
+    except (*_OF_PICKLES, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedError(f"{path} is no safetensors file, or damaged ({reason}): give another") from error
+
+
+def _header(file: BinaryIO | gzip.GzipFile) -> tuple[dict[str, Any], int]:
+    """That of a safetensors file, and how many bytes the file has in all. Raises ValueError and the like."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"its header has {length:,} bytes")
+    header = json.loads(file.read(length))
+    ends = [each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"]
+    return header, 8 + length + max(ends, default=0)
+
+
+def _unpacked(file: BinaryIO) -> bytes:
+    """All of a packed file, but not more than its header says, and no more than fits into it. Raises as `_header`."""
+    packed = gzip.GzipFile(fileobj=file)
+    _, size = _header(packed)
+    if size > _MOST_PACKED * os.fstat(file.fileno()).st_size:
+        raise ValueError(f"it cannot hold the {size:,} bytes that its header says")
+    packed.seek(0)
+    content = packed.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"it does not hold the {size:,} bytes that its header says")
+    return content
 
 
 def put(model: nn.Module, values: Mapping[str, Tensor], source: str, option: str = OPTION) -> str:
@@ -147,9 +179,9 @@ def put(model: nn.Module, values: Mapping[str, Tensor], source: str, option: str
 
 
 def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "a number"
+    return shown("×".join(map(str, tensor.shape))) or "a number"
 
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(names[:FEW]) + more
+    return ", ".join(map(shown, names[:FEW])) + more

@@ -1,13 +1,12 @@
 """The results of a table as Markdown, CSV and LaTeX, and as text for the terminal."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from st3.plain_files import csv_text
 from st3.report.notes import (
     command,
     conventions,
@@ -19,7 +18,6 @@ from st3.report.notes import (
     sources,
     warnings,
 )
-from st3.report.record import no_formula
 from st3.report.results import Result, Results, Run
 
 NOTHING = "–"
@@ -111,18 +109,17 @@ def to_block(results: Results, table: str) -> str:
     return "\n".join([*text, "", "</details>"]) + "\n"
 
 
+_COLUMNS = (
+    "method", "sparsity_target", "top1_published", "macs_millions_published", "source", "n", "top1_mean", "top1_std",
+    "top1_half_width", "minus_best", "minus_best_half_width", "minus_best_n", "minus_published", "sparsity_mean",
+    "missed", "macs_millions_mean", "macs_millions_std", "epochs", "seeds", "run_dirs", "warnings",
+)  # fmt: skip
+"""Of table.csv."""
+
+
 def to_csv(results: Results, folder: Path) -> str:
     """Unrounded, a line for each row; empty where there is nothing."""
-    file = io.StringIO()
-    writer = csv.DictWriter(
-        file,
-        ["method", "sparsity_target", "top1_published", "macs_millions_published", "source", "n", "top1_mean",
-         "top1_std", "top1_half_width", "minus_best", "minus_best_half_width", "minus_best_n", "minus_published",
-         "sparsity_mean", "missed", "macs_millions_mean", "macs_millions_std", "epochs", "seeds", "run_dirs",
-         "warnings"],
-        lineterminator="\n",
-    )  # fmt: skip
-    writer.writeheader()
+    lines = []
     for result in results.rows:
         published, contest = result.row.published, results.contest(result)
         line: dict[str, object] = {
@@ -158,8 +155,8 @@ def to_csv(results: Results, folder: Path) -> str:
                 "minus_best_half_width": difference.half_width,
                 "minus_best_n": difference.n,
             }
-        writer.writerow({key: no_formula(cell) if isinstance(cell, str) else cell for key, cell in line.items()})
-    return file.getvalue()
+        lines.append(line)
+    return csv_text(_COLUMNS, lines)
 
 
 def to_latex(results: Results) -> str:

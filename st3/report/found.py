@@ -48,7 +48,8 @@ def read_runs(paths: Sequence[Path]) -> Results:
             run = Run(settings.pop("seed"), Outcome.of(directory, summary), summary.top1, directory)
             _ = run_charts(run)  # every file is read: what is damaged shows now
         except (UserError, KeyError, ValueError, TypeError, ArithmeticError) as error:
-            left_out.append(f"{DAMAGED}: {path}: {' '.join(str(error).split())}.")
+            reason = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            left_out.append(f"{DAMAGED}: {path}: {reason}.")
             continue
         first = seen.setdefault((_key(settings), run.seed), path)
         if first is path:

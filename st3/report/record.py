@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from st3.errors import DamagedError, UserError
+from st3.plain_files import no_formula, read_bytes
 from st3.training.checkpoints import write_atomically
 from st3.training.run_directory import RunDirectory
 from st3.training.summary import Summary
@@ -118,16 +119,13 @@ def read_record(path: Path) -> dict[tuple[str, int], Line]:
     be read.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"--record {path} cannot be read ({error.strerror}): name a CSV file") from error
+        content = read_bytes(path, _LARGEST)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise UserError(f"--record: {error}: name a CSV file") from error
     line = 0
     try:
-        if len(content) > _LARGEST:
-            raise ValueError(f"it is larger than {_LARGEST:,} bytes")
         if b"\0" in content:
             raise ValueError("it holds NUL bytes")
         reader = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
@@ -211,11 +209,6 @@ def _write(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     return no_formula(shlex.join(value) if isinstance(value, tuple) else value)
-
-
-def no_formula(text: str) -> str:
-    """Text for a cell that a spreadsheet takes as text, whatever it begins with."""
-    return f"'{text}" if re.match(r"'*[=+@-]", text) else text
 
 
 def _read(name: str, cell: str) -> Any:

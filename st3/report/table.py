@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from st3.errors import UserError
-from st3.yaml_files import read_yaml
+from st3.plain_files import read_yaml
 
 MOST_ROWS = 1000
 """Of a table; each is at least one training."""

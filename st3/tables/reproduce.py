@@ -163,7 +163,7 @@ def _report(table: "Table", out: Path, options: argparse.Namespace, record: "Tab
         make_folder(out)
     if not out.is_dir():
         raise UserError(f"{out} does not exist: say with --out where the runs are")
-    with open(out / ".report.lock", "w") as guard:
+    with open(out / ".report.lock", "a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # one report at a time
         page, results = write_report(table, out, record.lines()[0] if record else ())
         others = record.add_all((result.row, run) for result in results.rows for run in result.runs) if record else 0

@@ -25,6 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], size: int | No
     """
     temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
+        temporary.unlink(missing_ok=True)  # were it a link, another file would be overwritten
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())

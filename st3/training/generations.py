@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from st3.errors import DamagedError
+from st3.plain_files import LARGEST_DATA, read_bytes
 from st3.training.checkpoints import (
     PARTIAL,
     cannot_write,
@@ -125,7 +126,8 @@ class Generations:
         for name in manifest.entries:
             if trouble := manifest.damage(name):
                 raise DamagedError(trouble)
-        return Generation(folder, load_checkpoint(folder / STATE), (folder / METRICS).read_bytes().decode())
+        metrics = read_bytes(folder / METRICS, LARGEST_DATA)
+        return Generation(folder, load_checkpoint(folder / STATE), metrics.decode(errors="replace"))
 
     def _carry(self, old: Path, new: Path) -> dict[str, Entry]:
         """Copy the best network. Its entry stays what it was: damage in the old file shall not become the truth."""
@@ -139,6 +141,7 @@ class Generations:
         return {BEST: entry}
 
     def _drop_others(self) -> None:
-        for each in self._folder.iterdir():
-            if not (each.name.isdecimal() and int(each.name) in self._good):
+        for each in self._folder.iterdir():  # what else lies there is not ours
+            number = each.name.removeprefix(".").removesuffix(PARTIAL)
+            if number.isdecimal() and not (number == each.name and int(number) in self._good):
                 shutil.rmtree(each, ignore_errors=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from st3.errors import InUseError
+from st3.errors import DamagedError, InUseError
 
 
 class Lock:
@@ -24,7 +24,12 @@ class Lock:
 
     @classmethod
     def acquire(cls, path: Path) -> "Lock":
-        """Make the file, or take it over. Raises `InUseError`, which names who has it; `OSError` as `open`."""
+        """Make the file, or take it over.
+
+        Raises `InUseError`, which names who has it; `DamagedError` for what is no file; `OSError` as `open`.
+        """
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise DamagedError(f"{path} is not the lock of a run: delete it")  # and the file that it leads to is safe
         file = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o644), "r+b", buffering=0)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

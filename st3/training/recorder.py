@@ -155,7 +155,7 @@ class MetricsFile:
 
     def __init__(self, directory: RunDirectory, content: str):
         self._content = io.StringIO(newline="")
-        self._columns = csv.DictWriter(self._content, METRICS)
+        self._columns = csv.DictWriter(self._content, METRICS, lineterminator="\n")
         self._content.write(content)
         if not content:
             self._columns.writeheader()

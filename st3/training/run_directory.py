@@ -1,8 +1,5 @@
 """The folder that a run leaves behind: one object knows the names of its files, writes them and reads them."""
 
-import csv
-import io
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,13 +12,13 @@ from torch import Tensor
 
 from st3.errors import DamagedError, DiskError, InUseError, UserError
 from st3.measure import LayerRow
+from st3.plain_files import csv_text, read_csv, read_json, read_yaml
 from st3.training.checkpoints import PARTIAL, load_checkpoint, save_json, save_network, write_atomically
 from st3.training.generations import Generation, Generations
 from st3.training.lock import Lock
 from st3.training.manifest import NAME as MANIFEST
 from st3.training.manifest import Manifest
 from st3.training.summary import Summary
-from st3.yaml_files import read_yaml
 
 METRICS = (
     "epoch",
@@ -152,17 +149,17 @@ class RunDirectory:
         if not self._generations.exist() and self.last.exists():
             state = load_checkpoint(self.last)
             kept = [row for row in self.metrics() if int(row["step"]) <= int(state["step"])]
-            return Generation(self.path, state, _csv(METRICS, kept)), []
+            return Generation(self.path, state, csv_text(METRICS, kept)), []
         return self._generations.newest()
 
     def layers(self) -> list[dict[str, str]]:
         """Rows of layers.csv."""
-        return _read_csv(self.checked("layers.csv"))
+        return read_csv(self.checked("layers.csv"))
 
     def metrics(self) -> list[dict[str, str]]:
         """Rows of metrics.csv; one that was cut off in writing is left out."""
         path = self.checked("metrics.csv")
-        return [row for row in _read_csv(path) if None not in row.values()] if path.exists() else []
+        return [row for row in read_csv(path) if None not in row.values()] if path.exists() else []
 
     def last_step(self) -> int:
         """The optimizer step of the last row of the metrics; 0 where there is none."""
@@ -171,22 +168,22 @@ class RunDirectory:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """What evaluation/*.json hold, in the order of their names; empty where the run was not evaluated again."""
-        return [_read_json(path) for path in sorted(self._file("evaluation").glob("*.json"))]
+        return [_read_object(path) for path in sorted(self._file("evaluation").glob("*.json"))]
 
     def benchmark(self) -> dict[str, Any] | None:
         """What bench/bench.json holds; None where the run's network was not timed."""
         path = self._file("bench") / "bench.json"
-        return _read_json(path) if path.exists() else None
+        return _read_object(path) if path.exists() else None
 
     def contents(self) -> dict[str, Any] | None:
         """What the images were when the run began; None: a run of an earlier version."""
         path = self.checked("data.json")
-        return _read_json(path) if path.exists() else None
+        return _read_object(path) if path.exists() else None
 
     def stopped(self) -> str:
         """Why the run has ended by itself; nothing: it has not."""
         path = self._file("stopped.json")
-        return str(_read_json(path).get("reason", "")) if path.exists() else ""
+        return str(_read_object(path).get("reason", "")) if path.exists() else ""
 
     def user(self) -> str:
         """Who works here, in words; nothing: nobody."""
@@ -236,7 +233,7 @@ class RunDirectory:
 
     def seal(self) -> None:
         """The run is complete: list its files."""
-        Manifest.of(self.path, _SEALED).write()
+        Manifest.of(self.path, SEALED).write()
 
     def write_stopped(self, reason: str) -> None:
         save_json(self._file("stopped.json"), {"reason": reason})
@@ -276,7 +273,7 @@ class RunDirectory:
 
     def write_layers(self, rows: Iterable[LayerRow]) -> None:
         """One row for each layer."""
-        content = _csv([each.name for each in fields(LayerRow)], map(asdict, rows))
+        content = csv_text([each.name for each in fields(LayerRow)], map(asdict, rows))
         write_atomically(self._file("layers.csv"), lambda temporary: temporary.write_bytes(content.encode()))
 
     @property
@@ -349,46 +346,15 @@ class RunDirectory:
         write_atomically(self._file(name), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-_SEALED = (
+SEALED = (
     "config.yaml", "overrides.yaml", "environment.yaml", "data.json", "times.json", "logged.yaml", "metrics.csv",
     "layers.csv", "summary.json", "model.safetensors", "best.pt", "run.png",
 )  # fmt: skip
 """Files of a complete run that nothing changes any more."""
-_LARGEST = 10**8
-"""Bytes of a file of text that is read; metrics.csv grows by about 100 with each row."""
 
 
-def _read(path: Path) -> str:
-    try:
-        if not path.is_file():
-            raise OSError("there is no such file")
-        if path.stat().st_size > _LARGEST:
-            raise OSError(f"it has {path.stat().st_size:,} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        return list(csv.DictReader(io.StringIO(_read(path), newline="")))
-    except csv.Error as error:
-        raise DamagedError(f"cannot read {path}: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise error if isinstance(error, DamagedError) else DamagedError(f"cannot read {path}: {error}") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DamagedError(f"cannot read {path}: it is no JSON object")
     return content
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,12 +1,12 @@
 """What came out of a run, as summary.json keeps it."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from st3.errors import DamagedError
+from st3.plain_files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,15 @@ class Summary:
 
     @classmethod
     def read(cls, path: Path) -> "Summary":
-        """From a summary.json, also of an earlier version. Raises `DamagedError`."""
+        """From a summary.json, also of an earlier version. Raises `DamagedError`; `UserError` where it is not there."""
+        content = read_json(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             kinds = get_type_hints(cls)
             known = {key: value for key, value in content.items() if key in kinds}
             if wrong := [key for key, value in known.items() if not _can_be(key, value, kinds[key])]:
                 raise ValueError(f"{wrong[0]}={str(known[wrong[0]])[:50]} cannot be")
             return cls(**known)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise DamagedError(f"{path} is damaged ({' '.join(str(error).split())})") from error
 
     def plain(self) -> dict:

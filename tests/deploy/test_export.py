@@ -211,7 +211,8 @@ def test_a_packed_network_is_loaded_bit_for_bit(run, tmp_path):
         assert ours.classes == tuple(json.loads(file.metadata()["classes"]))
     listing = b'{"__metadata__": 5}'
     odd = gzip.compress(len(listing).to_bytes(8, "little") + listing)
-    for damaged in (packed.read_bytes()[:-2000], b"no gzip", gzip.compress(b"\xff" * 50), odd):
+    bomb = gzip.compress(gzip.decompress(packed.read_bytes()) + bytes(10**8))  # more than its header says
+    for damaged in (packed.read_bytes()[:-2000], b"no gzip", gzip.compress(b"\xff" * 50), odd, bomb):
         (tmp_path / "bad.safetensors.gz").write_bytes(damaged)
         assert "bad.safetensors.gz" in refused(
             "export", tmp_path / "bad.safetensors.gz", "--out", tmp_path / "none", code=4

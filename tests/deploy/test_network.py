@@ -1,6 +1,7 @@
 """From a run to its network: what the file says, what `st3.load` does, and what is said of other files."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,58 @@ def test_preprocess_is_what_evaluation_does_to_a_file(augment, channels, tmp_pat
         assert torch.allclose((usual(image) - statistics) / statistics, images[0], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"image_size": -1}, "image_size=-1 must be at least 1"),
+        ({"image_size": 0.5}, "image_size=0.5 must be a whole number"),
+        ({"image_size": 10**9}, "must be at least 1 and at most 10000"),
+        ({"channels": 10**9}, "channels=1000000000 is not supported"),
+        ({"mean": []}, "mean has 0 numbers"),
+        ({"mean": ["a", "b", "c"]}, "mean=a must be a number"),
+        ({"std": [0, 0, 0]}, "must be positive"),
+        ({"std": [float("inf")] * 3}, "std=inf must be a finite number"),
+        ({"std": "text"}, "std=text must be a list"),
+        ({"view": ["whole"]}, "view"),
+        ({"sparsity": "text"}, "sparsity=text must be a number"),
+        ({"model": {"name": "wide_resnet", "depth": "text"}}, "depth=text must be a whole number"),
+        ({"model": {"name": "resnet20", "code": "x"}}, "unexpected keyword argument"),
+        ({"model": None}, "cannot read"),
+        ({"more": 1}, "unexpected keyword argument"),
+    ],
+)
+def test_a_description_of_what_cannot_be_is_refused(copy, run, changed, says):
+    known = metadata(run / "model.safetensors")
+    said = message(copy(known | {"network": json.dumps(json.loads(known["network"]) | changed)}))
+    assert "has a description that st3" in said
+    assert says in said
+
+
+@pytest.mark.parametrize("classes", ["[" * 100_000, '"text"', "[[1]]", "{}", "[]"])
+def test_classes_that_have_no_names_are_refused(copy, run, classes):
+    assert "that st3" in message(copy(metadata(run / "model.safetensors") | {"classes": classes}))
+
+
+def test_no_memory_is_taken_for_a_network_that_is_not_in_the_file(copy, run, monkeypatch):
+    """A description can ask for 16 GB of weights."""
+    monkeypatch.setattr("st3.deploy.network.read_file", lambda *_, **__: pytest.fail("the weights were read"))
+    known = metadata(run / "model.safetensors")
+    huge = json.loads(known["network"]) | {"model": {"name": "wide_resnet", "depth": 28, "width": 40}}
+    assert "does not fit the network: lacks" in message(copy(known | {"network": json.dumps(huge)}))
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "/dev/zero"])
+def test_what_would_never_end_is_not_read(tmp_path, kind):
+    for name in ("model.safetensors", "model.safetensors.gz", "model.pt"):
+        path = tmp_path / name
+        if kind == "FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(kind)
+        assert "it is no file" in message(path) or "does not say what it is" in message(path)
+        path.unlink()
+
+
 def test_what_is_no_network_is_said_in_a_line(run, copy, tmp_path):
     known = metadata(run / "model.safetensors")
     assert "nowhere does not exist: give the folder of a finished run" in message("nowhere")
@@ -142,7 +195,9 @@ def test_what_is_no_network_is_said_in_a_line(run, copy, tmp_path):
     assert "cannot read" in message(copy(known | {"network": "{"}))
     later = json.loads(known["network"]) | {"view": "fisheye"}
     assert "which wrote it" in message(copy(known | {"network": json.dumps(later)}))
-    assert "does not fit the network: lacks" in message(copy(replace(CARD, channels=3).metadata()))
+    assert "does not fit the network: lacks" in message(
+        copy(replace(CARD, channels=3, mean=(0.1,) * 3, std=(0.3,) * 3).metadata())
+    )
     assert "is not for 2 classes" in message(copy(known | {"classes": '["a", "b"]'}))
     with pytest.raises(st3.UserError, match="device=gpu is not known"):
         st3.load(run, device="gpu")

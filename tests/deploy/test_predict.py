@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from deploy_cases import FOLDER, refused, st3_, trained, tree
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import st3
 
@@ -52,6 +54,18 @@ def test_a_table_on_the_terminal_and_in_a_file(run, tmp_path):
     with open(tmp_path / "found.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["file"], row["rank"]) for row in rows] == [(str(each), rank) for each in (b, a) for rank in "12"]
+
+
+def test_names_of_classes_are_no_formulas_of_a_spreadsheet_and_no_commands_of_a_terminal(run, tmp_path):
+    path, names = tmp_path / "model.safetensors", ["=1+1", "\x1b[2J", "c"]
+    with safe_open(run / "model.safetensors", "pt") as file:
+        save_file(load_file(run / "model.safetensors"), path, file.metadata() | {"classes": json.dumps(names)})
+    image = run.parent / "data" / "test" / "a" / "0.png"
+    answer = st3_("predict", path, image, "--csv", tmp_path / "found.csv")
+    assert answer.code == 0
+    assert "\x1b" not in answer.out
+    with open(tmp_path / "found.csv", encoding="utf-8") as file:
+        assert {row["class"] for row in csv.DictReader(file)} == {"'=1+1", *names[1:]}
 
 
 def test_what_cannot_be_read_is_named_and_left_out(run, tmp_path):

@@ -85,12 +85,12 @@ def test_what_is_wrong_in_it_is_named(path, change, says):
 
 
 def test_a_file_that_is_none_is_named(path):
-    assert refused(lambda: Times.read(path.parent)) == f"{path.parent} cannot be read (Is a directory)"
+    assert refused(lambda: Times.read(path.parent)) == f"cannot read {path.parent}: it is no file"
     nowhere = path.with_name("nowhere.json")
-    assert refused(lambda: Times.read(nowhere)) == f"{nowhere} cannot be read (No such file or directory)"
+    assert refused(lambda: Times.read(nowhere)) == f"cannot read {nowhere} (No such file or directory)"
     for content in (b"", b"{", b"\xff\xfe"):
         path.write_bytes(content)
-        assert refused(lambda: Times.read(path)).startswith(f"{path} is no JSON (")
+        assert refused(lambda: Times.read(path)).startswith(f"cannot read {path}: ")
     path.write_text("[1]")
     assert refused(lambda: Times.read(path)) == f"{path} cannot be used: it is not an object"
     lost = path.parent / "no" / "times.json"

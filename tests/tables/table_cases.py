@@ -40,6 +40,12 @@ except InUseError as error:
 with open("starts", "a") as file:
     file.write(folder.name + "\\n")
 time.sleep(float((given / "seconds").read_text()))
+for _ in range(6000):
+    if len(pathlib.Path("starts").read_text().splitlines()) >= int((given / "together").read_text()):
+        break
+    time.sleep(0.01)
+else:
+    sys.exit("st3-train: error: the others have not begun")
 if (given / f"{folder.name}.fails").exists():
     sys.exit("a word before\\nst3-train: error: " + (given / f"{folder.name}.fails").read_text())
 shutil.copytree(given / folder.name, folder, dirs_exist_ok=True)
@@ -57,11 +63,13 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def stub(here, monkeypatch) -> Path:
-    """The folder "given", from which the stub takes how long it works, on whom it fails and what it leaves behind."""
+    """The folder "given", from which the stub takes how long it works, how many must have begun before one
+    ends, on whom it fails and what it leaves behind."""
     given = here / "given"
     given.mkdir()
     (given / "stub.py").write_text(STUB)
     (given / "seconds").write_text("0")
+    (given / "together").write_text("1")
     for task in small_tasks((0, 1, 2)):
         config, layers = task.checked().config.plain(), [fake_layer("conv", 0.8)]
         fake_run(

@@ -182,5 +182,5 @@ def test_a_record_that_is_damaged_while_runs_go_on_stops_none_of_them(stub, here
 @pytest.mark.parametrize("name", ["given", "given/stub.py/record.csv"])
 def test_a_record_that_cannot_be_is_refused_at_once(name, stub, here, capsys):
     assert main(["reproduce", "small.yaml", "--out", "out", "--record", name]) == 2
-    assert f"error: --record {name} cannot be read" in capsys.readouterr().err
+    assert f"error: --record: cannot read {name}" in capsys.readouterr().err
     assert starts(here) == []

@@ -8,7 +8,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from st3.errors import DamagedError
-from st3.training.checkpoints import load_checkpoint, save_checkpoint, save_json, save_network, write_atomically
+from st3.training.checkpoints import (
+    PARTIAL,
+    load_checkpoint,
+    save_checkpoint,
+    save_json,
+    save_network,
+    write_atomically,
+)
 
 CPU = torch.device("cpu")
 
@@ -33,6 +40,16 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, old):
     write_atomically(path, lambda temporary: temporary.write_text("new"))
     assert [each.name for each in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == "new"
+
+
+def test_a_link_in_the_place_of_the_file_or_of_its_part_leads_to_no_other_file(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    for name in ("file.txt", f".file.txt{PARTIAL}"):
+        (tmp_path / name).symlink_to(other)
+    write_atomically(tmp_path / "file.txt", lambda temporary: temporary.write_text("new"))
+    assert (other.read_text(), (tmp_path / "file.txt").read_text()) == ("mine", "new")
+    assert not (tmp_path / "file.txt").is_symlink()
 
 
 def test_a_checkpoint_that_cannot_be_written_keeps_the_one_before(tmp_path):

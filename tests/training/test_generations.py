@@ -152,3 +152,15 @@ def test_the_folder_of_a_run_that_is_gone_is_not_made_anew(tmp_path):
     with pytest.raises(DiskError, match=r"cannot write .*checkpoints/1: No such file or directory"):
         kept.write(state(10), None, "ten")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_a_generation_is_left_alone(tmp_path):
+    """checkpoints/ may lead to a folder of something else."""
+    others = [tmp_path / "notes", tmp_path / ".hidden", tmp_path / "2024-thesis"]
+    for other in others:
+        other.mkdir()
+    leftover = tmp_path / ".7.partial"
+    leftover.mkdir()
+    two(tmp_path)
+    assert all(other.exists() for other in others)
+    assert not leftover.exists()

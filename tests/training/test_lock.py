@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from st3.errors import InUseError
+from st3.errors import DamagedError, InUseError
 from st3.training.lock import Lock
 
 HOLD = (
@@ -71,3 +71,19 @@ def test_that_of_another_host_is_left_alone(tmp_path):
     with pytest.raises(InUseError, match=r"is in use by process 1 on elsewhere: wait for it, or delete .*\.lock if"):
         Lock.acquire(path)
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("kind", ["a link to another file", "a link to nothing", "FIFO", "folder"])
+def test_what_is_no_lock_is_neither_waited_for_nor_written_to(tmp_path, kind):
+    path, other = tmp_path / ".lock", tmp_path / "other"
+    other.write_text("mine")
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(other if "another" in kind else tmp_path / "nothing")
+    with pytest.raises(DamagedError, match=r"\.lock is not the lock of a run: delete it"):
+        Lock.acquire(path)
+    assert other.read_text() == "mine"
+    assert not (tmp_path / "nothing").exists()
