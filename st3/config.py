@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from st3.data import AugmentationConfig, DatasetConfig, check_options
 from st3.durations import Interval
-from st3.errors import UserError
+from st3.errors import UserError, one_line
 from st3.models import ModelConfig
 from st3.optim import LRSettings, OptimizerSettings
 from st3.settings import hints
@@ -210,7 +210,7 @@ def stored_config(stored: Mapping[str, Any], run_dir: Path) -> Config:
         return _from_stored(stored)
     except _UNREADABLE as error:
         raise UserError(
-            f"run_dir={run_dir} holds a run that this version cannot continue ({' '.join(str(error).split())}): "
+            f"run_dir={run_dir} holds a run that this version cannot continue ({one_line(error)}): "
             "finish it with the version that environment.yaml names, or choose another run_dir"
         ) from error
 
@@ -258,7 +258,7 @@ def settings_that_count(stored: Mapping[str, Any]) -> dict[str, Any]:
     try:
         config = _from_stored(stored)
     except _UNREADABLE as error:
-        raise UserError(f"its config.yaml is not one of this version ({' '.join(str(error).split())})") from error
+        raise UserError(f"its config.yaml is not one of this version ({one_line(error)})") from error
     return _counted(config) | {"sparsity": config.target_sparsity}
 
 

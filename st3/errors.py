@@ -50,6 +50,11 @@ class LonelyError(UserError):
         self.exit_code = exit_code
 
 
+def one_line(error: BaseException | str, most: int = 300) -> str:
+    """What an error says, which may be pages or nothing, in one line of at most so many letters."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 _KINDS = {kind.exit_code: kind for kind in (UserError, DataError, DamagedError, NotFiniteError, DiskError, InUseError)}
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from st3.errors import DamagedError, UserError
+from st3.errors import DamagedError, UserError, one_line
 
 LARGEST = 2**20
 """Bytes of a YAML file. Those of runs and tables have some thousands."""
@@ -113,7 +113,7 @@ def parse_yaml(content: bytes, name: str) -> Any:
         _check(text)
         return yaml.load(text, _Loader)  # which makes nothing but plain data
     except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "")
+        reason = one_line(error).replace('in "<unicode string>", ', "")
         raise DamagedError(f"cannot read {name}: {reason}") from error
 
 

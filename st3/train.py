@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from st3.compose import check_words, config_path, in_one_line, of_stored_run, spell_out
 from st3.door import open_door
-from st3.errors import DiskError, LonelyError, UserError, of_code
+from st3.errors import DiskError, LonelyError, UserError, of_code, one_line
 
 if TYPE_CHECKING:
     from st3.config import Config
@@ -103,7 +103,7 @@ def main() -> None:
     except ImportError as error:
         if ".so" not in str(error):
             raise
-        _complain(f"PyTorch cannot be loaded here ({' '.join(str(error).split())})")  # too little memory is left to it
+        _complain(f"PyTorch cannot be loaded here ({one_line(error)})")  # too little memory is left to it
         _exit(2)
     except KeyboardInterrupt as interruption:
         sys.exit(getattr(interruption, "exit_code", 128 + signal.SIGINT))

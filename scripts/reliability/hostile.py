@@ -646,24 +646,14 @@ def sealed(folder: Path, case: Case) -> None:
         Manifest.of(manifest.parent, regular).write()
 
 
-def ready(folder: Path) -> None:
-    """What the commands need beside the run."""
-    Image.new("RGB", (8, 8)).save(folder / "image.png")
-    for label in map(str, range(7)):
-        (folder / "images" / label).mkdir(parents=True)
-        shutil.copy(folder / "image.png", folder / "images" / label)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="", metavar="WORD,…", help="cases whose group or name holds one of them")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    folder = options.out / "hostile"
+def two_runs(folder: Path) -> None:
+    """The runs, and what commands need beside them."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    ready(folder)
+    Image.new("RGB", (8, 8)).save(folder / "image.png")
+    for label in "0123456":
+        (folder / "images" / label).mkdir(parents=True)
+        shutil.copy(folder / "image.png", folder / "images" / label)
     for name in ("finished", "unfinished"):
         with running([*SMALL, "epochs=3", f"run_dir={name}"], folder) as process:
             process.wait()
@@ -671,26 +661,27 @@ def main() -> None:
         (folder / "unfinished" / name).unlink()
     kept = folder / "unfinished" / "checkpoints"
     shutil.rmtree(kept / str(Generations(kept).numbers()[-1]))  # an epoch is left to be trained
+
+
+def all_cases(folder: Path) -> list[Case]:
     run = folder / "finished"
-    cases = [
-        *of_text(),
-        *of_fields(run),
-        *of_links(),
-        *of_networks(run),
-        *of_checkpoints(folder / "unfinished"),
-        *of_tables(),
-    ]
-    asked = options.only.split(",")
-    cases = [each for each in cases if any(word in f"{each.group}: {each.name}" for word in asked)]
-    plain = {
-        reader: ended(reader, prepared(folder, "finished"))
-        for reader in READERS
-        if reader not in ("packed", "pickled", "table", "search")
-    }
+    of_runs = [*of_text(), *of_fields(run), *of_links(), *of_checkpoints(folder / "unfinished")]
+    return [*of_runs, *of_networks(run), *of_tables()]
+
+
+def usual_endings(folder: Path) -> dict[str, Ending]:
+    """Of the commands that read a run, where nothing is hostile."""
+    usual = [reader for reader in READERS if reader not in ("packed", "pickled", "table", "search")]
+    plain = {reader: ended(reader, prepared(folder, "finished")) for reader in usual}
     wrong = [f"{reader}: {ending.code} {ending.said[-300:]}" for reader, ending in plain.items() if ending.code > 1]
     assert not wrong, wrong
+    return plain
+
+
+def counted(folder: Path, cases: Sequence[Case]) -> Counter[tuple[str, str]]:
+    """How many of each group have ended in which way. Prints those that ended as they should not."""
+    plain, counts = usual_endings(folder), Counter[tuple[str, str]]()
     most = max(plain.values(), key=lambda ending: ending.memory)
-    counts: Counter[tuple[str, str]] = Counter()
     for case in cases:
         for reader in case.readers:
             tried = prepared(folder, "unfinished" if case.unfinished else "finished")
@@ -704,10 +695,24 @@ def main() -> None:
                 how = f"{ending.code}, {ending.seconds:.1f} s, {megabytes} MB: {words}"
                 print(f"- {kind}: {case.group}: {case.name}: {reader}: {how}", flush=True)
     shutil.rmtree(folder / "tried", ignore_errors=True)
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="", metavar="WORD,…", help="cases whose group or name holds one of them")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder, asked = options.out / "hostile", options.only.split(",")
+    two_runs(folder)
+    cases = [each for each in all_cases(folder) if any(word in f"{each.group}: {each.name}" for word in asked)]
+    counts = counted(folder, cases)
     print(f"\n| what was hostile | n | {' | '.join(KINDS)} |\n|---|{'---|' * (len(KINDS) + 1)}")
     for group in dict.fromkeys(each.group for each in cases):
         of = [counts[group, kind] for kind in KINDS]
         print(f"| {group} | {sum(of)} | {' | '.join(map(str, of))} |")
+    return int(any(kind not in KINDS[:2] for _, kind in counts))
 
 
 def prepared(folder: Path, name: str) -> Path:
@@ -725,4 +730,4 @@ def prepared(folder: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from st3.data.workers import reading, shown
-from st3.errors import DataError
+from st3.errors import DataError, one_line
 
 FORMATS = "JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP"
 """Those that the extensions of an image folder name. Some of Pillow's others start programs (EPS: ghostscript)."""
@@ -41,7 +41,7 @@ def naming(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Pillow's decoders raise a dozen types
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UnreadableImageError(path, reason) from None
 
 

@@ -10,7 +10,7 @@ from st3.config import Config
 from st3.data import check_options
 from st3.data.config import DatasetConfig
 from st3.data.views import CentralView, WholeView
-from st3.errors import UserError
+from st3.errors import UserError, one_line
 from st3.models import ModelConfig
 from st3.settings import converted, hints, shown
 
@@ -106,7 +106,7 @@ class Card:
             card.check()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{source} has a description that st3 {st3.__version__} cannot read ({' '.join(str(error).split())}): "
+                f"{source} has a description that st3 {st3.__version__} cannot read ({one_line(error)}): "
                 f"use st3 {metadata.get('st3')}, which wrote it"
             ) from error
         return card

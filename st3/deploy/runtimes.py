@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from st3.deploy.formats.format import Network, missing, one_line, quiet
+from st3.deploy.formats.format import Network, missing, quiet
 from st3.deploy.formats.mnn import MNN, convert
 from st3.deploy.formats.mnn_clock import slower_when_sparse
 from st3.deploy.formats.mnn_file import tune
 from st3.deploy.formats.onnx import ONNX
 from st3.deploy.network import Trained
 from st3.deploy.pixel_program import PixelNetwork, pixel_program
-from st3.errors import UserError
+from st3.errors import UserError, one_line
 
 DENSE, SPARSE = "dense", "sparse"
 

@@ -7,7 +7,7 @@ import torch
 import torchvision.models as zoo
 from torch import nn
 
-from st3.errors import UserError
+from st3.errors import UserError, one_line
 from st3.models.common import SMALL_IMAGE
 
 
@@ -44,9 +44,8 @@ def build_torchvision(name: str, *, classes: int, channels: int, image_size: int
             replace_first_conv(model, channels)
         _probe(model, channels, image_size)
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{name} cannot take {image_size}×{image_size} images ({reason}): choose another model.name=…"
+            f"{name} cannot take {image_size}×{image_size} images ({one_line(error)}): choose another model.name=…"
         ) from error
     return model
 

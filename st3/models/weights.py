@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from st3.errors import DamagedError, UserError
+from st3.errors import DamagedError, UserError, one_line
 from st3.models.config import ModelConfig
 from st3.models.external import torchvision_names
 from st3.models.registry import is_own
@@ -56,10 +56,9 @@ def published(config: ModelConfig, *, channels: int, image_size: int) -> State:
             return dict(timm.create_model(name, pretrained=True, in_chans=channels, **options).state_dict())
         state = zoo.get_model(config.name, weights="DEFAULT").state_dict()
     except (OSError, URLError, RuntimeError) as error:  # the last is what both raise for what they do not have
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.weights=pretrained: the weights of {config.name} cannot be had ({reason}): connect to the internet "
-            "once, or give a file"
+            f"model.weights=pretrained: the weights of {config.name} cannot be had ({one_line(error)}): connect to "
+            "the internet once, or give a file"
         ) from error
     return {key: value for key, value in state.items() if not key.startswith(("AuxLogits.", "aux1.", "aux2."))}
 
@@ -125,8 +124,7 @@ def read_header(path: Path) -> tuple[dict[str, str], State]:
     except UserError:
         raise
     except (*_OF_PICKLES, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DamagedError(f"{path} is no safetensors file, or damaged ({reason}): give another") from error
+        raise DamagedError(f"{path} is no safetensors file, or damaged ({one_line(error)}): give another") from error
 
 
 def _header(file: BinaryIO | gzip.GzipFile) -> tuple[dict[str, Any], int]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from st3.errors import UserError
+from st3.errors import UserError, one_line
 from st3.training.checkpoints import write_atomically
 
 
@@ -15,7 +15,7 @@ def around_block(document: Path, table: str) -> tuple[str, str]:
     try:
         text = document.read_bytes().decode()  # not read_text, which would change the line ends
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--write {document} cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"--write {document} cannot be read ({one_line(error)})") from error
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise UserError(f"--write {document}: mark once where the table belongs, by the lines {begin} and {end}")
     return text[: text.index(begin) + len(begin)], text[text.index(end) :]

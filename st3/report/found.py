@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from st3.config import Selection, settings_that_count
-from st3.errors import UserError
+from st3.errors import UserError, one_line
 from st3.report.formats import NOTHING
 from st3.report.record import Outcome
 from st3.report.results import Result, Results, Run
@@ -48,7 +48,7 @@ def read_runs(paths: Sequence[Path]) -> Results:
             run = Run(settings.pop("seed"), Outcome.of(directory, summary), summary.top1, directory)
             _ = run_charts(run)  # every file is read: what is damaged shows now
         except (UserError, KeyError, ValueError, TypeError, ArithmeticError) as error:
-            reason = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            reason = f"there is no {error}" if isinstance(error, KeyError) else one_line(error)
             left_out.append(f"{DAMAGED}: {path}: {reason}.")
             continue
         first = seen.setdefault((_key(settings), run.seed), path)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from st3.errors import DamagedError, UserError
+from st3.errors import DamagedError, UserError, one_line
 from st3.plain_files import no_formula, read_bytes
 from st3.training.checkpoints import write_atomically
 from st3.training.run_directory import RunDirectory
@@ -134,8 +134,7 @@ def read_record(path: Path) -> dict[tuple[str, int], Line]:
         finally:
             line = reader.line_num
     except (ValueError, csv.Error) as error:
-        reason = " ".join(str(error).split())
-        raise DamagedError(f"--record {path}, line {line}: {reason[:200]}: mend it by hand") from error
+        raise DamagedError(f"--record {path}, line {line}: {one_line(error)}: mend it by hand") from error
 
 
 def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> None:

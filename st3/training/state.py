@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3.errors import DamagedError, UserError
+from st3.errors import DamagedError, UserError, one_line
 from st3.sparsify import Sparsifier
 from st3.training.distributed import SINGLE, Processes
 from st3.training.ema import RawAverage
@@ -131,7 +131,7 @@ class TrainingState:
         try:
             self._load(state, own[processes.rank])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            raise DamagedError(f"it is no state of this training ({' '.join(str(error).split())[:300]})") from error
+            raise DamagedError(f"it is no state of this training ({one_line(error)})") from error
 
     def _load(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from st3.errors import DamagedError
+from st3.errors import DamagedError, one_line
 from st3.plain_files import read_json
 
 
@@ -82,7 +82,7 @@ class Summary:
                 raise ValueError(f"{wrong[0]}={str(known[wrong[0]])[:50]} cannot be")
             return cls(**known)
         except (ValueError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+            raise DamagedError(f"{path} is damaged ({one_line(error)})") from error
 
     def plain(self) -> dict:
         """For JSON, without what there is none of."""

@@ -8,8 +8,8 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from st3.deploy.card import Card
-from st3.deploy.formats.format import Format, Network, StoredWeight, one_line, quiet
-from st3.errors import UserError
+from st3.deploy.formats.format import Format, Network, StoredWeight, quiet
+from st3.errors import UserError, one_line
 
 LARGEST_BATCH = 64
 """Core ML wants a bound."""

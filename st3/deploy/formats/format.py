@@ -87,11 +87,6 @@ def missing(packages: Sequence[tuple[str, str]]) -> list[str]:
     return [package for package, module in packages if find_spec(module) is None]
 
 
-def one_line(error: BaseException | str, most: int = 200) -> str:
-    """The start of what a converter says, which may be pages."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Converters that print and warn about what is none of the user's business do not."""

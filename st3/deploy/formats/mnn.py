@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from st3.deploy.card import Card
-from st3.deploy.formats.format import Format, Network, StoredWeight, one_line
+from st3.deploy.formats.format import Format, Network, StoredWeight
 from st3.deploy.formats.mnn_clock import cpu_options, output_aside, slower_when_sparse
 from st3.deploy.formats.mnn_file import stored_weights, tune
 from st3.deploy.formats.onnx import ONNX
-from st3.errors import UserError
+from st3.errors import UserError, one_line
 
 
 class MNN(Format):

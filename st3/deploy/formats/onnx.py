@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from st3.deploy.card import Card
-from st3.deploy.formats.format import Format, Network, StoredWeight, one_line, quiet
-from st3.errors import UserError
+from st3.deploy.formats.format import Format, Network, StoredWeight, quiet
+from st3.errors import UserError, one_line
 
 
 class ONNX(Format):
