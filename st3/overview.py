@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from st3.errors import DamagedError, UserError
+from st3.errors import DamagedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +41,14 @@ def overview(paths: Sequence[Path], page: Path | None = None) -> tuple[str, bool
     """Write the page of the runs in `paths`, and return the table as text, with the page's path below it; and whether
     a run is damaged.
 
-    Raises `UserError` where no run is found, or the page cannot be written.
+    Raises `UserError` where no run is found, `DiskError` where the page cannot be written.
     """
     from st3.report.formats import to_text
     from st3.report.found import common_folder, read_runs
     from st3.report.page import to_html
+    from st3.training.checkpoints import write_text
 
     page = page or common_folder(paths) / "report.html"
     results = read_runs(paths)
-    try:
-        page.write_text(to_html(results, page.parent), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {page} cannot be written ({error.strerror}): choose another file") from error
+    write_text(page, to_html(results, page.parent))
     return f"{to_text(results)}\n\nreport     {page}", results.damaged

@@ -36,20 +36,17 @@ def test_the_table_is_printed_and_the_page_is_beside_the_runs(words, page, runs,
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "code", "says"),
     [
-        (["nowhere"], "nowhere is no folder: name run directories, or a folder that holds some"),
-        (["runs", "empty"], "empty holds no run of st3-train"),
-        (
-            ["runs", "--out", "nowhere/mine.html"],
-            "--out nowhere/mine.html cannot be written (No such file or directory)",
-        ),
-        ([], "the following arguments are required: RUN|DIR"),
+        (["nowhere"], 2, "nowhere is no folder: name run directories, or a folder that holds some"),
+        (["runs", "empty"], 2, "empty holds no run of st3-train"),
+        (["runs", "--out", "nowhere/mine.html"], 6, "cannot write nowhere/mine.html: No such file or directory"),
+        ([], 2, "the following arguments are required: RUN|DIR"),
     ],
 )
-def test_a_mistake_ends_in_one_line(words, says, runs, capsys):
+def test_a_mistake_ends_in_one_line(words, code, says, runs, capsys):
     (runs / "empty").mkdir()
-    assert main(["report", *words]) == 2
+    assert main(["report", *words]) == code
     err = capsys.readouterr().err
     assert err.startswith(f"st3 report: error: {says}")
     assert err.count("\n") == 1

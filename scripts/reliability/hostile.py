@@ -620,7 +620,7 @@ def judged(ending: Ending, folder: Path, plain: Ending) -> str:
         for path in [*folder.glob("*.csv"), *folder.glob("page/*.csv"), *folder.glob("evaluated/*.csv")]
     ]
     victims = [folder / VICTIM, folder / "victims" / VICTIM, folder / "victims" / "more" / VICTIM]
-    if (folder / HARM).exists() or not all(each.exists() and each.read_text() == VICTIM for each in victims):
+    if (folder / HARM).exists() or not all(each.exists() and each.read_bytes() == VICTIM.encode() for each in victims):
         return "HARM DONE"
     if ending.seconds > SECONDS:
         return "too long"

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from st3.deploy.benchmark import Batch, Benchmark
 from st3.deploy.layer_times import LayerTime
+from st3.training.checkpoints import save_picture
 
 GREY, BLUE, ORANGE = "#999999", "#0072B2", "#D55E00"
 
@@ -22,7 +23,7 @@ def draw_benchmark(found: Benchmark, path: Path) -> None:
         _bars(axis, batch)
     if found.layers:
         _layers(axes[-1], found.layers)
-    figure.savefig(path, dpi=110)
+    save_picture(path, figure)
 
 
 def _bars(axes: Any, batch: Batch) -> None:

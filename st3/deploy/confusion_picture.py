@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from st3.deploy.card import Card
 from st3.deploy.evaluation import Evaluation
+from st3.training.checkpoints import save_picture
 
 NUMBERS = 20
 """Up to so many classes, each field says its percentage."""
@@ -48,7 +49,7 @@ def draw_confusion(evaluation: Evaluation, card: Card, path: Path) -> None:
     bars.tick_params(axis="y", left=False, labelleft=False)
     bars.set(xlim=(0, 100), xlabel="recognised (%)\ndashed: all")
     bars.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_picture(path, figure)
 
 
 def _numbers(axes: Any, shares: list[list[float]]) -> None:

@@ -17,7 +17,7 @@ from st3.data.folders import evaluation_folder
 from st3.deploy.network import Trained
 from st3.errors import UserError
 from st3.plain_files import csv_text, read_json
-from st3.training.checkpoints import write_atomically
+from st3.training.checkpoints import write_text
 from st3.training.loop import evaluate
 from st3.training.machine import Machine
 
@@ -69,7 +69,7 @@ class Evaluation:
         """A line for each field: a confusion matrix with a line for each number could not be looked at."""
         lines = (f"  {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in asdict(self).items())
         content = "{\n" + ",\n".join(lines) + "\n}\n"
-        write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+        write_text(path, content)
 
     def write_csv(self, path: Path) -> None:
         """A row for each class: images, how many are recognised, how often others were taken for it; percentages."""
@@ -82,8 +82,7 @@ class Evaluation:
             }
             for label, images, top1, top5, taken in counts
         ]  # fmt: skip
-        content = csv_text(list(rows[0]), rows)
-        write_atomically(path, lambda temporary: temporary.write_bytes(content.encode()))
+        write_text(path, csv_text(list(rows[0]), rows))
 
 
 def evaluate_run(trained: Trained, machine: Machine, split: str, data: Path | None = None) -> Evaluation:

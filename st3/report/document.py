@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from st3.errors import UserError, one_line
-from st3.training.checkpoints import write_atomically
+from st3.training.checkpoints import write_text
 
 
 def around_block(document: Path, table: str) -> tuple[str, str]:
@@ -25,4 +25,4 @@ def write_block(document: Path, table: str, block: str) -> None:
     """Put Markdown between the marks of `table`. Raises `UserError` as `around_block` does."""
     before, after = around_block(document, table)
     text = f"{before}\n\n{block}\n{after}"
-    write_atomically(document, lambda temporary: temporary.write_bytes(text.encode()))
+    write_text(document, text)

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from st3.errors import DamagedError, UserError, one_line
 from st3.plain_files import no_formula, read_bytes
-from st3.training.checkpoints import write_atomically
+from st3.training.checkpoints import write_text
 from st3.training.run_directory import RunDirectory
 from st3.training.summary import Summary
 
@@ -151,8 +151,7 @@ def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> Non
         with _locked(path):
             before = read_record(path)
             if (after := before | new) != before:
-                text = _text(after, rows)
-                write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
+                write_text(path, _text(after, rows))
     except OSError as error:
         raise UserError(f"--record {path} cannot be written ({error.strerror})") from error
 

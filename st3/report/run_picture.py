@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from st3.report.style import BLUE, GREEN, GREY, ORANGE, RED
+from st3.training.checkpoints import save_picture
 from st3.training.run_directory import RunDirectory
 
 
@@ -30,7 +31,7 @@ def draw_run(directory: RunDirectory) -> None:
         text = "the logits are the\nsame for all test images"
         accuracy.text(0.5, 0.5, text, ha="center", color=RED, transform=accuracy.transAxes)
     _layers(layers, directory.layers(), summary.sparsity)
-    figure.savefig(directory.picture, dpi=110)
+    save_picture(directory.picture, figure)
 
 
 class _Series:

@@ -8,6 +8,7 @@ from st3.report.page import to_html
 from st3.report.record import Line
 from st3.report.results import Results, read_results
 from st3.report.table import Table
+from st3.training.checkpoints import write_text
 
 
 def write_report(table: Table, folder: Path, recorded: Iterable[Line] = ()) -> tuple[Path, Results]:
@@ -22,5 +23,5 @@ def write_report(table: Table, folder: Path, recorded: Iterable[Line] = ()) -> t
         ("table.tex", to_latex(results)),
         ("index.html", to_html(results, report)),
     ):
-        (report / name).write_text(text, encoding="utf-8")
+        write_text(report / name, text)
     return report / "index.html", results

@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from st3.errors import DamagedError, DiskError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
@@ -37,6 +41,17 @@ def write_atomically(path: Path, write: Callable[[Path], object], size: int | No
         if isinstance(error, OSError):
             raise cannot_write(path, error, size) from error
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file of UTF-8, its line ends as they are. Raises `DiskError`."""
+    content = text.encode()
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
+
+
+def save_picture(path: Path, figure: "Figure") -> None:
+    """A PNG. Raises `DiskError`."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 PARTIAL = ".partial"
@@ -132,5 +147,4 @@ def _in_order(content: bytes) -> bytes:
 
 def save_json(path: Path, value: object, ascii_only: bool = False) -> None:
     """Write readable JSON. Raises `DiskError`."""
-    content = json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n")

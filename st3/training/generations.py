@@ -15,7 +15,7 @@ from st3.training.checkpoints import (
     save_checkpoint,
     sync_folder,
     tensor_bytes,
-    write_atomically,
+    write_text,
 )
 from st3.training.manifest import Entry, Manifest
 
@@ -97,7 +97,7 @@ class Generations:
             self._folder.mkdir(exist_ok=True)  # in a run's folder, which is not made anew where it is gone
             folder.mkdir()
             save_checkpoint(folder / STATE, state)
-            write_atomically(folder / METRICS, lambda temporary: temporary.write_bytes(metrics.encode()))
+            write_text(folder / METRICS, metrics)
             carried: dict[str, Entry] = {}
             if best is not None:
                 save_checkpoint(folder / BEST, best)

@@ -13,7 +13,7 @@ from torch import Tensor
 from st3.errors import DamagedError, DiskError, InUseError, UserError
 from st3.measure import LayerRow
 from st3.plain_files import csv_text, read_csv, read_json, read_yaml
-from st3.training.checkpoints import PARTIAL, load_checkpoint, save_json, save_network, write_atomically
+from st3.training.checkpoints import PARTIAL, load_checkpoint, save_json, save_network, write_atomically, write_text
 from st3.training.generations import Generation, Generations
 from st3.training.lock import Lock
 from st3.training.manifest import NAME as MANIFEST
@@ -265,7 +265,7 @@ class RunDirectory:
     def write_metrics(self, content: str) -> Path:
         """All of metrics.csv."""
         path = self._file("metrics.csv")
-        write_atomically(path, lambda temporary: temporary.write_bytes(content.encode()))
+        write_text(path, content)
         return path
 
     def write_network(self, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -273,8 +273,8 @@ class RunDirectory:
 
     def write_layers(self, rows: Iterable[LayerRow]) -> None:
         """One row for each layer."""
-        content = csv_text([each.name for each in fields(LayerRow)], map(asdict, rows))
-        write_atomically(self._file("layers.csv"), lambda temporary: temporary.write_bytes(content.encode()))
+        columns = [each.name for each in fields(LayerRow)]
+        write_text(self._file("layers.csv"), csv_text(columns, map(asdict, rows)))
 
     @property
     def network(self) -> Path:
@@ -342,8 +342,7 @@ class RunDirectory:
         return content
 
     def _write_yaml(self, name: str, content: Any) -> None:
-        text = OmegaConf.to_yaml(OmegaConf.create(content))
-        write_atomically(self._file(name), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(self._file(name), OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
 SEALED = (
