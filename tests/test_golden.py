@@ -164,7 +164,8 @@ def test_a_method_trains_the_weights_of_before(method, tmp_path):
     if machine() == stored("weights")["machine"]:
         assert found == expected
     assert found["zeros"] == pytest.approx(expected["zeros"], rel=0.01)
-    assert found["norms"] == pytest.approx(expected["norms"], rel=0.02)
+    # Masks that are drawn fall the other way after the smallest difference: 4 % of a layer's norm from Zen 5 to Zen 3.
+    assert found["norms"] == pytest.approx(expected["norms"], rel=0.1 if method == "probmask" else 0.02)
 
 
 def write() -> None:

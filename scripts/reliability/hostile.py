@@ -704,9 +704,11 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORD,…", help="cases whose group or name holds one of them")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder, asked = options.out / "hostile", options.only.split(",")
+    folder, asked = options.out / "hostile", [word for word in options.only.split(",") if word]
     two_runs(folder)
-    cases = [each for each in all_cases(folder) if any(word in f"{each.group}: {each.name}" for word in asked)]
+    cases = [
+        each for each in all_cases(folder) if not asked or any(word in f"{each.group}: {each.name}" for word in asked)
+    ]
     counts = counted(folder, cases)
     print(f"\n| what was hostile | n | {' | '.join(KINDS)} |\n|---|{'---|' * (len(KINDS) + 1)}")
     for group in dict.fromkeys(each.group for each in cases):

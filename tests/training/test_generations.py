@@ -110,7 +110,7 @@ def test_a_crash_at_any_moment_leaves_the_ones_before(tmp_path, stop_after, monk
 
         return call
 
-    for name in ("save_checkpoint", "write_atomically", "sync_folder"):
+    for name in ("save_checkpoint", "write_text", "sync_folder"):
         monkeypatch.setattr(module, name, stopping(getattr(module, name)))
     monkeypatch.setattr(shutil, "rmtree", lambda *a, **o: None)
     try:
