@@ -52,7 +52,8 @@ class LonelyError(UserError):
 
 def one_line(error: BaseException | str, most: int = 300) -> str:
     """What an error says, which may be pages or nothing, in one line of at most so many letters."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    text = " ".join(str(error).split())
+    return f"{text[: most - 2]} …" if len(text) > most else text or type(error).__name__
 
 
 _KINDS = {kind.exit_code: kind for kind in (UserError, DataError, DamagedError, NotFiniteError, DiskError, InUseError)}

@@ -46,9 +46,9 @@ def overview(paths: Sequence[Path], page: Path | None = None) -> tuple[str, bool
     from st3.report.formats import to_text
     from st3.report.found import common_folder, read_runs
     from st3.report.page import to_html
-    from st3.training.checkpoints import write_text
+    from st3.training.checkpoints import write_named
 
     page = page or common_folder(paths) / "report.html"
     results = read_runs(paths)
-    write_text(page, to_html(results, page.parent))
+    write_named(page, to_html(results, page.parent))
     return f"{to_text(results)}\n\nreport     {page}", results.damaged

@@ -1,11 +1,14 @@
 """The one reader of YAML, JSON and CSV files: plain data in bounded time and memory, whatever a file holds."""
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,8 @@ LARGEST_DATA = 10**8
 """Bytes of a JSON or CSV file; metrics.csv grows by about 100 with each row."""
 MOST_CELLS = 10_000_000
 """Of a CSV file, in which a row counts as three more: 600,000 rows of metrics.csv, and a gigabyte of memory."""
+MOST_PARTS = 4_000_000
+"""Lists, objects and quotation marks of a JSON file: less than a gigabyte of memory."""
 DEEPEST = 32
 """Lists and mappings within each other."""
 MOST = 100_000
@@ -36,21 +41,27 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         DamagedError: it is a folder, a FIFO, a device.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    except IsADirectoryError as error:
-        raise DamagedError(f"cannot read {path}: it is no file") from error
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise DamagedError(f"cannot read {path}: it is no file") from error
         raise UserError(f"cannot read {path} ({error.strerror})") from error
-    with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DamagedError(f"cannot read {path}: it is no file")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedError(f"cannot read {path}: it is no file")
+    with os.fdopen(descriptor, "rb") as file:
         yield file
 
 
 def read_bytes(path: Path, largest: int) -> bytes:
-    """All of a file. Raises as `opened`, and `DamagedError` for one of more than `largest` bytes."""
+    """All of a file. Raises as `opened`, and `DamagedError` for one of more than `largest` bytes, or that the disk
+    does not give.
+    """
     with opened(path) as file:
-        content = file.read(largest + 1)
+        try:
+            content = file.read(largest + 1)
+        except OSError as error:
+            raise DamagedError(f"cannot read {path} ({error.strerror})") from error
     if len(content) > largest:
         raise DamagedError(f"cannot read {path}: it is larger than {largest:,} bytes")
     return content
@@ -59,6 +70,8 @@ def read_bytes(path: Path, largest: int) -> bytes:
 def read_json(path: Path, largest: int = LARGEST_DATA) -> Any:
     """What a JSON file holds. Raises as `read_bytes`, and `DamagedError` for what is no JSON."""
     content = read_bytes(path, largest)
+    if sum(map(content.count, (b"[", b"{", b'"'))) > MOST_PARTS:
+        raise DamagedError(f"cannot read {path}: it has more than {MOST_PARTS:,} lists, objects and quotation marks")
     try:
         return json.loads(content.decode())
     except (ValueError, RecursionError) as error:
@@ -68,16 +81,40 @@ def read_json(path: Path, largest: int = LARGEST_DATA) -> Any:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, by its first line. Raises as `read_bytes`, and `DamagedError` for what is no CSV."""
     content = read_bytes(path, LARGEST_DATA)
-    rows, cells = list[dict[str, str]](), 0
+    lines = max(content.count(b"\n"), content.count(b"\r"))
+    if content.count(b",") + 4 * lines > MOST_CELLS:
+        raise DamagedError(f"cannot read {path}: {lines:,} lines of that length are more than any file of st3 has")
     try:
-        for row in csv.DictReader(io.StringIO(content.decode(), newline="")):
-            rows.append(row)
-            cells += 3 + len(row)  # a row takes memory, too
-            if cells > MOST_CELLS:
-                raise ValueError(f"it has more than {len(rows):,} rows of {len(row)}")
-        return rows
+        return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
     except (ValueError, csv.Error) as error:
         raise DamagedError(f"cannot read {path}: {error}") from error
+
+
+def check_stored(file: BinaryIO) -> None:
+    """Raises ValueError where a file is a zip archive with compressed parts, which may unpack to anything.
+
+    torch.save packs none.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                raise ValueError("its parts are compressed, which torch.save does not do")
+    file.seek(0)
+
+
+@contextmanager
+def alone_at(path: Path) -> Iterator[None]:
+    """Wait for the lock of a file, which is made where there is none.
+
+    It may be replaced by whoever has the lock, so whoever has waited must look whether it is still the one of that
+    name. Raises OSError, and does not wait for a FIFO.
+    """
+    while True:
+        with open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

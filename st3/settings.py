@@ -176,6 +176,11 @@ def _whole(value: Any, complain: Any) -> int:
     return int(value)
 
 
+def printable(text: str) -> str:
+    """A path or a name as it can stand in a line of text, whole."""
+    return text if text.isprintable() else repr(text)
+
+
 def shown(value: Any) -> str:
     """A value in a message: as it is typed, in one line, and not all of a long one."""
     if isinstance(value, bool) or value is None:

@@ -1,4 +1,5 @@
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -70,17 +71,23 @@ def test_a_file_that_is_not_there_is_a_mistake_of_usage(tmp_path, read):
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("kind", ["folder", "FIFO", "/dev/zero"])
-def test_what_could_keep_a_reader_waiting_or_busy_for_ever_is_no_file(tmp_path, read, kind):
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "socket", "/dev/zero"])
+def test_what_could_keep_a_reader_waiting_or_busy_for_ever_is_no_file(tmp_path, read, kind, monkeypatch):
     path = tmp_path / "file"
     if kind == "folder":
         path.mkdir()
     elif kind == "FIFO":
         os.mkfifo(path)
+    elif kind == "socket":
+        monkeypatch.chdir(tmp_path)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("file")
     else:
         path.symlink_to(kind)
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(DamagedError, match=r"file: it is no file$"):
         read(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_no_more_is_read_than_a_file_may_hold(tmp_path):
@@ -95,6 +102,23 @@ def test_no_more_is_read_than_a_file_may_hold(tmp_path):
             read(path)
 
 
+@pytest.mark.parametrize("read", READERS)
+def test_what_the_disk_does_not_give_back_is_damaged(tmp_path, read):
+    (tmp_path / "file").symlink_to("/proc/self/mem")
+    with pytest.raises(DamagedError, match=r"file \(Input/output error\)$"):
+        read(tmp_path / "file")
+
+
+@pytest.mark.parametrize("part", ['{"":0},', "[],", '"",'])
+def test_a_json_file_that_would_be_gigabytes_is_not_built(tmp_path, part):
+    path = tmp_path / "file.json"
+    path.write_text(f"[{part * 4_000_001}0]")
+    began = time.monotonic()
+    with pytest.raises(DamagedError, match="more than 4,000,000 lists, objects and quotation marks"):
+        read_json(path)
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, "", '{"a": 1', '{"a": ' + "9" * 10_000 + "}", b"\xff{}", "\0"])
 def test_what_is_no_json_is_damaged(tmp_path, content):
     path = tmp_path / "file.json"
@@ -103,7 +127,9 @@ def test_what_is_no_json_is_damaged(tmp_path, content):
         read_json(path)
 
 
-@pytest.mark.parametrize("content", ["a,b\n" + "x" * 200_000, b"\xff", "a,b\n" + "1,2\n" * 2_100_000])
+@pytest.mark.parametrize(
+    "content", ["a,b\n" + "x" * 200_000, b"\xff", "a,b\n" + "1,2\n" * 2_100_000, "a\n" + "x," * 10_000_001]
+)
 def test_what_is_no_csv_is_damaged(tmp_path, content):
     path = tmp_path / "file.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -71,7 +71,7 @@ READERS = {
     "continue": ["train", *SMALL, "epochs=3", "run_dir=run"],
     "start": ["train", *SMALL, "epochs=1", "model.weights=run/model.safetensors", "run_dir=other"],
     "verify": ["verify", "run"],
-    "report": ["report", "run", "--out", "page"],
+    "report": ["report", "run", "--out", "page.html"],
     "eval": ["eval", "run", "--out", "evaluated"],
     "predict": ["predict", "run", "image.png", "--csv", "found.csv"],
     "export": ["export", "run", "--out", "exported"],
@@ -429,11 +429,10 @@ def _deep(levels: int) -> object:
 
 def _unpacked_from(size: int) -> bytes:
     """A file of torch.save whose parts are compressed, of `size` bytes when they are not."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}, 2))
-        archive.writestr("archive/data/0", bytes(size))
-        archive.writestr("archive/version", "3\n")
+    file, content = io.BytesIO(), _saved({"conv1.weight": torch.zeros(1)})
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each in before.namelist():
+            archive.writestr(each, bytes(size) if each.endswith("data/0") else before.read(each))
     return file.getvalue()
 
 
@@ -453,7 +452,7 @@ PICKLES: dict[str, Callable[[], bytes]] = {
     "code": lambda: _saved({"a": _Code()}),
     "code, the older format": lambda: _legacy({"a": _Code()}),
     "a plain pickle of code": lambda: pickle.dumps(_Code()),
-    "1 GB, compressed": lambda: _unpacked_from(2**30),
+    "2 GB, compressed": lambda: _unpacked_from(2**31),
     "a tensor of 10¹⁵ numbers in one": lambda: _saved({"conv1.weight": torch.zeros(1).expand(10**15)}),
     "300 lists within each other": lambda: _saved({"a": _deep(300)}),
     "numbers as names": lambda: _saved({1: torch.zeros(1), 2.5: torch.zeros(1)}),
@@ -615,10 +614,7 @@ def ended(reader: str, folder: Path) -> Ending:
 def judged(ending: Ending, folder: Path, plain: Ending) -> str:
     lines = [line for line in ending.said.splitlines() if re.match(TOLD, line)]
     pages = [path.read_text() for path in folder.rglob("*.html")]
-    cells = [
-        path.read_text()
-        for path in [*folder.glob("*.csv"), *folder.glob("page/*.csv"), *folder.glob("evaluated/*.csv")]
-    ]
+    cells = [path.read_text() for path in [*folder.glob("*.csv"), *folder.glob("evaluated/*.csv")]]
     victims = [folder / VICTIM, folder / "victims" / VICTIM, folder / "victims" / "more" / VICTIM]
     if (folder / HARM).exists() or not all(each.exists() and each.read_bytes() == VICTIM.encode() for each in victims):
         return "HARM DONE"
@@ -628,7 +624,9 @@ def judged(ending: Ending, folder: Path, plain: Ending) -> str:
         return "TRACEBACK"
     if ending.memory > plain.memory + MORE_MEMORY:
         return "too much memory"
-    if any(SCRIPT in page for page in pages) or any(re.search(rf"(^|,|\"){FORMULA}", cell, re.M) for cell in cells):
+    if any(SCRIPT in page for page in pages) or any(
+        re.search(rf"(^|,|\"){re.escape(FORMULA)}", cell, re.M) for cell in cells
+    ):
         return "not escaped"
     if ending.code in (0, 1):
         return "nothing wrong"

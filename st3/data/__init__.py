@@ -22,8 +22,8 @@ from st3.data.loader import Loader
 from st3.data.memory import check_memory, decode_once
 from st3.data.probing import probe
 from st3.data.views import WholeView
-from st3.data.workers import shown
 from st3.errors import DataError, UserError
+from st3.settings import printable
 
 __all__ = [
     "AugmentationConfig",
@@ -84,7 +84,7 @@ class Images:
 
 
 def _warnings(left_out: Sequence[LeftOut]) -> list[str]:
-    files = sorted({shown(path) for each in left_out for path in each.errors})
+    files = sorted({printable(path) for each in left_out for path in each.errors})
     return [f"{len(files):,} image files that cannot be read were left out: {named(files)}"] if files else []
 
 

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from st3.data.folders import SPLITS, Listing, class_differences, class_folders, empty_classes
 from st3.data.images import UnreadableImageError, opened, parsed
-from st3.data.workers import Batches, shown
+from st3.data.workers import Batches
 from st3.errors import DataError
+from st3.settings import printable
 
 AT_ONCE = 16
 """Files that a worker reads before it hands over what it has found."""
@@ -123,7 +124,7 @@ class _Files(Dataset):
 def examine(root: Path, file: tuple[str, str, str]) -> Examined:
     """Read and decode one (path, split, class)."""
     path, split, label = file
-    found = partial(Examined, shown(Path(path).relative_to(root).as_posix()), split, label)
+    found = partial(Examined, printable(Path(path).relative_to(root).as_posix()), split, label)
     try:
         with opened(path) as content, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow finds odd but reads, training reads, too

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from st3.data.datasets import Source, Split
-from st3.data.workers import shown
+from st3.settings import printable
 
 MOST = 5
 """Differences that are told one by one."""
@@ -69,16 +69,16 @@ def contents_changes(before: Any, now: Mapping[str, Any]) -> list[str]:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     old, new = before["classes"], now["classes"]
     came_or_went = set(old) ^ set(new)
-    yield from (f"class {shown(label)} is new" for label in new if label not in set(old))
-    yield from (f"class {shown(label)} is gone" for label in old if label not in set(new))
+    yield from (f"class {printable(label)} is new" for label in new if label not in set(old))
+    yield from (f"class {printable(label)} is gone" for label in old if label not in set(new))
     if not came_or_went and old != new:
         yield "the classes are in another order"
     uses = dict.fromkeys([*before["splits"], *now["splits"]])
     for use in uses:
         if use not in before["splits"]:
-            yield f"{shown(use)} is new"
+            yield f"{printable(use)} is new"
         elif use not in now["splits"]:
-            yield f"{shown(use)} is gone"
+            yield f"{printable(use)} is gone"
         elif ("" in before["splits"][use]) != ("" in now["splits"][use]):
             kinds = {True: "images in memory", False: "image files"}
             yield f"{use} is {kinds['' in now['splits'][use]]}, not {kinds['' in before['splits'][use]]}"
@@ -92,7 +92,7 @@ def _split_changes(
     none = {"images": 0, "sha256": hashlib.sha256().hexdigest()}
     for label in dict.fromkeys([*before, *now]):
         old, new = before.get(label, none), now.get(label, none)
-        name = f"{use}/{shown(label)}" if label else use
+        name = f"{use}/{printable(label)}" if label else use
         if label in came_or_went or old == new:
             continue
         if old["images"] != new["images"]:

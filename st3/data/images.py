@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from st3.data.workers import reading, shown
+from st3.data.workers import reading
 from st3.errors import DataError, one_line
+from st3.settings import printable
 
 FORMATS = "JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP"
 """Those that the extensions of an image folder name. Some of Pillow's others start programs (EPS: ghostscript)."""
@@ -30,7 +31,7 @@ class UnreadableImageError(DataError):
     """An image file that cannot be read."""
 
     def __init__(self, path: str, reason: str):
-        super().__init__(f"cannot read image {shown(path)}: {reason}; remove or replace the file")
+        super().__init__(f"cannot read image {printable(path)}: {reason}; remove or replace the file")
         self.path = path
         self.reason = reason
 

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from st3.errors import DataError
+from st3.settings import printable
 
 T = TypeVar("T")
 
@@ -65,11 +66,6 @@ def reading(path: str) -> Iterator[None]:
 def _take_mark(marks: Any, worker: int) -> None:
     global _mark
     _mark = marks[worker]
-
-
-def shown(path: str) -> str:
-    """A path as it can stand in a line of text."""
-    return path if path.isprintable() else repr(path)
 
 
 # The batches ----------------------------------------------------------------------------------------------------------
@@ -260,7 +256,7 @@ class _Watch(threading.Thread):
         return ""
 
     def _file(self, number: int) -> str:
-        return shown(os.fsdecode(self.marks[number].path))
+        return printable(os.fsdecode(self.marks[number].path))
 
 
 def _signal_name(number: int) -> str:

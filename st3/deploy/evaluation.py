@@ -21,6 +21,9 @@ from st3.training.checkpoints import write_text
 from st3.training.loop import evaluate
 from st3.training.machine import Machine
 
+MOST_CLASSES = 5000
+"""Of a confusion matrix that is written: 75 MB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -66,10 +69,11 @@ class Evaluation:
         return [label for label, images in zip(self.classes, self.class_images, strict=True) if not images]
 
     def write_json(self, path: Path) -> None:
-        """A line for each field: a confusion matrix with a line for each number could not be looked at."""
-        lines = (f"  {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in asdict(self).items())
-        content = "{\n" + ",\n".join(lines) + "\n}\n"
-        write_text(path, content)
+        """A line for each field: a confusion matrix with a line for each number could not be looked at. One of more
+        than `MOST_CLASSES` is left out, null."""
+        content = asdict(self) | ({"confusion": None} if len(self.classes) > MOST_CLASSES else {})
+        lines = (f"  {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in content.items())
+        write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def write_csv(self, path: Path) -> None:
         """A row for each class: images, how many are recognised, how often others were taken for it; percentages."""
@@ -164,14 +168,15 @@ def free_name(folder: Path, split: str, data: Path | None) -> str:
     place = data.resolve()
     first = name = f"{split}-{re.sub('[^0-9A-Za-z_.-]+', '_', place.name)}"
     for number in itertools.count(2):
-        if _about(folder / f"{name}.json") in (None, str(place)):
+        path = folder / f"{name}.json"
+        if not path.exists() or _about(path) == str(place):
             break
         name = f"{first}-{number}"
     return name
 
 
 def _about(path: Path) -> str | None:
-    """The images that the evaluation in a file is of; None: there is none."""
+    """The images that the evaluation in a file is of; None: it cannot be read."""
     try:
         return read_json(path)["data"]
     except (UserError, KeyError, TypeError):

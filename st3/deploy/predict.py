@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st3.errors import UserError
-from st3.settings import shown
+from st3.settings import printable, shown
 
 if TYPE_CHECKING:
     from st3.deploy.prediction import Prediction
@@ -59,16 +59,17 @@ def run(options: argparse.Namespace) -> int:
 
 def describe(predictions: Sequence["Prediction"]) -> str:
     """A line for each picture, its classes in columns."""
-    first = max(len(each.file) for each in predictions)
+    files = [printable(each.file) for each in predictions]
+    first = max(map(len, files))
     ranks = zip(*(each.classes for each in predictions), strict=True)
     widths = [max(len(shown(label)) for label, _ in rank) for rank in ranks]
     return "\n".join(
         "  ".join(
-            [each.file.ljust(first)]
+            [file.ljust(first)]
             + [
                 f"{shown(label):<{width}} {100 * p:5.1f} %"
                 for (label, p), width in zip(each.classes, widths, strict=True)
             ]
         )
-        for each in predictions
+        for file, each in zip(files, predictions, strict=True)
     )

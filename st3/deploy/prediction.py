@@ -18,7 +18,7 @@ from st3.data.workers import Batches
 from st3.deploy.network import Trained
 from st3.errors import UserError
 from st3.plain_files import csv_text
-from st3.training.checkpoints import save_json, write_text
+from st3.training.checkpoints import save_json, write_named
 from st3.training.machine import Machine
 
 MOST_WORKERS = 8
@@ -90,7 +90,7 @@ def write_csv(path: Path, predictions: Iterable[Prediction]) -> None:
         for each in predictions
         for rank, (label, probability) in enumerate(each.classes, 1)
     )
-    write_text(path, csv_text(("file", "rank", "class", "probability"), rows))
+    write_named(path, csv_text(("file", "rank", "class", "probability"), rows))
 
 
 def write_json(path: Path, predictions: Iterable[Prediction]) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from st3.errors import DamagedError, UserError, one_line
 from st3.models.config import ModelConfig
 from st3.models.external import torchvision_names
 from st3.models.registry import is_own
-from st3.plain_files import opened
+from st3.plain_files import check_stored, opened
 from st3.settings import shown
 from st3.sparsify import weight_layers
 
@@ -82,6 +83,7 @@ def read_file(path: Path, option: str = OPTION) -> State:
                 return load_file(path)
             if is_packed(path):
                 return load(_unpacked(file))
+            check_stored(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -133,8 +135,16 @@ def _header(file: BinaryIO | gzip.GzipFile) -> tuple[dict[str, Any], int]:
     if length > _LONGEST_HEADER:
         raise ValueError(f"its header has {length:,} bytes")
     header = json.loads(file.read(length))
-    ends = [each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"]
-    return header, 8 + length + max(ends, default=0)
+    last = 0
+    for name, each in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = each["data_offsets"]
+        bits = int("".join(filter(str.isdecimal, each["dtype"].partition("_")[0])) or 8)  # BOOL has a byte
+        if not 0 <= begin <= end or 8 * (end - begin) != bits * math.prod(each["shape"]):
+            raise ValueError(f"{name} cannot lie from {begin} to {end}")
+        last = max(last, end)
+    return header, 8 + length + last
 
 
 def _unpacked(file: BinaryIO) -> bytes:

@@ -48,7 +48,7 @@ def read_runs(paths: Sequence[Path]) -> Results:
             run = Run(settings.pop("seed"), Outcome.of(directory, summary), summary.top1, directory)
             _ = run_charts(run)  # every file is read: what is damaged shows now
         except (UserError, KeyError, ValueError, TypeError, ArithmeticError) as error:
-            reason = f"there is no {error}" if isinstance(error, KeyError) else one_line(error)
+            reason = f"there is no {error}" if isinstance(error, KeyError) else one_line(error, 600)
             left_out.append(f"{DAMAGED}: {path}: {reason}.")
             continue
         first = seen.setdefault((_key(settings), run.seed), path)

@@ -146,7 +146,7 @@ def _sections(results: Results, folder: Path) -> tuple[list[_Section], dict[str,
         settings += [f"seed={run.seed}", *run.outcome.changes]
         notes = list(run.outcome.warnings)
         notes += [
-            f"The confusion matrix of {len(evaluation['classes'])} classes is too large to be shown: see evaluation/."
+            f"The confusion matrix of {len(evaluation['classes'])} classes is too large to be shown."
             for evaluation in run.evaluations
             if "confusion" in evaluation and len(evaluation["classes"]) > CLASSES
         ]

@@ -2,20 +2,17 @@
 whose folder is gone, or on another machine. It is meant to be committed: sorted, so that a new run is a new line."""
 
 import csv
-import fcntl
 import io
 import math
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from st3.errors import DamagedError, UserError, one_line
-from st3.plain_files import no_formula, read_bytes
+from st3.plain_files import alone_at, no_formula, read_bytes
 from st3.training.checkpoints import write_text
 from st3.training.run_directory import RunDirectory
 from st3.training.summary import Summary
@@ -123,7 +120,7 @@ def read_record(path: Path) -> dict[tuple[str, int], Line]:
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
-        raise UserError(f"--record: {error}: name a CSV file") from error
+        raise type(error)(f"--record: {error}: name a CSV file") from error
     line = 0
     try:
         if b"\0" in content:
@@ -148,24 +145,12 @@ def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> Non
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with alone_at(path):
             before = read_record(path)
             if (after := before | new) != before:
                 write_text(path, _text(after, rows))
     except OSError as error:
         raise UserError(f"--record {path} cannot be written ({error.strerror})") from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone at a file, which is made where there is none. It is replaced, not written to, so that whoever has waited
-    for its lock must look whether it is still the one of that name."""
-    while True:
-        with open(path, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                yield
-                return
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def run_charts(run: Run) -> dict[str, Chart]:
     damaged."""
     charts = {"training": _training(run), "ramp": _ramp(run), "layers": _layers(run.layers)}
     for number, evaluation in enumerate(run.evaluations):
-        if "confusion" in evaluation and len(evaluation["classes"]) <= CLASSES:
+        if evaluation.get("confusion") and len(evaluation["classes"]) <= CLASSES:
             charts[f"confusion-{number}"] = _confusion(evaluation)
     if run.benchmark:
         charts |= _benchmark(run.benchmark)

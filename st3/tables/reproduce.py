@@ -27,7 +27,6 @@ shows it. So machines without a common file system work at one table, and no run
 """
 
 import argparse
-import fcntl
 import re
 import shlex
 from functools import partial
@@ -36,6 +35,7 @@ from typing import TYPE_CHECKING
 
 from st3.errors import UserError
 from st3.options import positive, positive_int
+from st3.plain_files import alone_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,8 +163,7 @@ def _report(table: "Table", out: Path, options: argparse.Namespace, record: "Tab
         make_folder(out)
     if not out.is_dir():
         raise UserError(f"{out} does not exist: say with --out where the runs are")
-    with open(out / ".report.lock", "a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # one report at a time
+    with alone_at(out / ".report.lock"):
         page, results = write_report(table, out, record.lines()[0] if record else ())
         others = record.add_all((result.row, run) for result in results.rows for run in result.runs) if record else 0
         if options.write:

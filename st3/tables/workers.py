@@ -130,9 +130,9 @@ def _begin(number: int, task: Task) -> "_Job | Summary | Held | str":
     with suppress(UserError):  # what is wrong is asked again where nobody works there: they may be making the folder
         if summary := finished(task):
             return summary
-    if user := RunDirectory(task.run_dir).user():
-        return Held(user)
     try:
+        if user := RunDirectory(task.run_dir).user():
+            return Held(user)
         return finished(task) or _start(number, task)
     except UserError as error:
         return str(error)

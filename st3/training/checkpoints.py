@@ -10,12 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from st3.errors import DamagedError, DiskError
+from st3.errors import DamagedError, DiskError, UserError
+from st3.plain_files import check_stored, opened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
 def write_atomically(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, sync it to disk, then rename: `path` is whole at any moment.
 
-    `size` is about how many bytes that will be. Raises `DiskError` where it cannot be written; what was written of it
-    is removed then, so that it does not keep the disk full.
+    It is replaced where it is a link. Two processes may write the same file: the last to end wins. `size` is about how
+    many bytes that will be. Raises `DiskError` where it cannot be written; what was written of it is removed then, so
+    that it does not keep the disk full.
     """
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{PARTIAL}")
     try:
-        temporary.unlink(missing_ok=True)  # were it a link, another file would be overwritten
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -47,6 +49,19 @@ def write_text(path: Path, text: str) -> None:
     """A whole file of UTF-8, its line ends as they are. Raises `DiskError`."""
     content = text.encode()
     write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
+
+
+def write_named(path: Path, text: str) -> None:
+    """The same for a file that somebody has named: a link is followed, and what is no file is written to as it is,
+    such as /dev/stdout. Raises `DiskError`.
+    """
+    if path.exists() and not path.is_file():
+        try:
+            path.write_bytes(text.encode())
+        except OSError as error:
+            raise cannot_write(path, error) from error
+    else:
+        write_text(path.resolve() if path.is_symlink() else path, text)
 
 
 def save_picture(path: Path, figure: "Figure") -> None:
@@ -110,12 +125,15 @@ def load_checkpoint(path: Path) -> dict:
     Raises `DamagedError`.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise zipfile.BadZipFile("it is compressed, which no checkpoint is")  # and may unpack to anything
-            if damaged := archive.testzip():  # torch.load does not look at the checksums
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file:
+            check_stored(file)
+            with zipfile.ZipFile(file) as archive:
+                if damaged := archive.testzip():  # torch.load does not look at the checksums
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError as error:  # which says which file
+        raise DamagedError(str(error)) from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, UnpicklingError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DamagedError(f"cannot read {path} ({reason})") from error

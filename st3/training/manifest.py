@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from st3.errors import DamagedError
+from st3.errors import DamagedError, UserError
 from st3.plain_files import read_json
 from st3.training.checkpoints import save_json
 
@@ -45,14 +45,15 @@ class Manifest:
         path = folder / NAME
         if not path.exists():
             return None
-        content = read_json(path, _LARGEST)
         try:
-            files = content["files"]
+            files = (content := read_json(path, _LARGEST))["files"]
             if content["sha256"] != _digest(files):
                 raise ValueError("its own SHA-256 is another")
             if any(Path(name).name != name for name in files):
                 raise ValueError("it names files of other folders")
             return cls(folder, {name: Entry(int(each["bytes"]), str(each["sha256"])) for name, each in files.items()})
+        except UserError as error:  # which says which file
+            raise DamagedError(str(error)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 

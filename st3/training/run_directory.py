@@ -202,6 +202,8 @@ class RunDirectory:
         try:
             self._make()
             self._lock = Lock.acquire(self._file(LOCK))
+            for leftover in self.path.glob(f".*{PARTIAL}"):  # of a process that was killed
+                leftover.unlink()
         except OSError as error:
             raise DiskError(f"run_dir={self.path} cannot be created ({error.strerror}): choose another") from error
 

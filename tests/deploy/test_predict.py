@@ -60,7 +60,8 @@ def test_names_of_classes_are_no_formulas_of_a_spreadsheet_and_no_commands_of_a_
     path, names = tmp_path / "model.safetensors", ["=1+1", "\x1b[2J", "c"]
     with safe_open(run / "model.safetensors", "pt") as file:
         save_file(load_file(run / "model.safetensors"), path, file.metadata() | {"classes": json.dumps(names)})
-    image = run.parent / "data" / "test" / "a" / "0.png"
+    image = tmp_path / "a\x1b[2J.png"
+    shutil.copy(run.parent / "data" / "test" / "a" / "0.png", image)
     answer = st3_("predict", path, image, "--csv", tmp_path / "found.csv")
     assert answer.code == 0
     assert "\x1b" not in answer.out

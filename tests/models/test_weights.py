@@ -1,6 +1,9 @@
 """Weights of files and of the zoos: what is read, what fits, what is said of the rest."""
 
+import gzip
+import json
 import pickle
+import zipfile
 from urllib.error import URLError
 
 import pytest
@@ -9,9 +12,9 @@ import torchvision
 from model_cases import build, meta
 from safetensors.torch import save_file
 
-from st3.errors import UserError
+from st3.errors import DamagedError, UserError
 from st3.models import ModelConfig
-from st3.models.weights import check_published, published, put, read_file
+from st3.models.weights import check_published, published, put, read_file, read_header
 
 
 def state(name="resnet20", classes=10, **options) -> dict[str, torch.Tensor]:
@@ -63,6 +66,37 @@ def test_other_files_are_refused_and_run_nothing(name, content, says, tmp_path, 
         read_file(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert not capsys.readouterr().out
+
+
+def test_what_is_compressed_is_not_unpacked(tmp_path):
+    """It could be anything: of 100 kB 100 MB here."""
+    torch.save(state(), tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as before,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as after,
+    ):
+        for name in before.namelist():
+            after.writestr(name, before.read(name))
+    assert torch.load(tmp_path / "packed.pt", weights_only=True)  # PyTorch does
+    with pytest.raises(DamagedError, match=r"packed\.pt cannot be read \(its parts are compressed"):
+        read_file(tmp_path / "packed.pt")
+
+
+@pytest.mark.parametrize("offsets", [[0, 8], [8, 4], [-4, 0], [0, 2**40]])
+def test_a_packed_tensor_has_the_bytes_that_its_shape_needs(offsets, tmp_path):
+    """Reading ends with the header, not with what could be unpacked."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
+    path = tmp_path / "w.safetensors.gz"
+    path.write_bytes(gzip.compress(len(header).to_bytes(8, "little") + header + bytes(100)))
+    with pytest.raises(DamagedError, match=r"a cannot lie from"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_a_header_is_read_whatever_the_numbers_are(dtype, tmp_path):
+    save_file({"a": torch.ones(3, 5).to(dtype), "b": torch.ones(()).to(dtype)}, tmp_path / "w.safetensors")
+    metadata, tensors = read_header(tmp_path / "w.safetensors")
+    assert (metadata, {name: tuple(each.shape) for name, each in tensors.items()}) == ({}, {"a": (3, 5), "b": ()})
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path):

@@ -6,11 +6,47 @@ from pathlib import Path
 
 import pytest
 
+from scripts.reliability import hostile
+
 CASES = (
     "config.yaml: aliases", "summary.json: a FIFO", "metrics.csv: a quote", ".lock to a file",
     "checkpoints to a folder", "the older format", "step is infinite", "packed: 2 GB of zeros behind",
     "classes that are HTML", "hydra's settings",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("page.html", "<script>harm()</script>", "not escaped"),
+        ("page.html", "&lt;script>harm()", "nothing wrong"),
+        ("found.csv", "a,b\n1,=HYPERLINK(1)\n", "not escaped"),
+        ("found.csv", "a,b\n1,'=HYPERLINK(1)\n", "nothing wrong"),
+        ("victim", "another", "HARM DONE"),
+        ("harm", "", "HARM DONE"),
+    ],
+)
+def test_it_sees_what_was_not_escaped_and_what_was_done(name, content, kind, tmp_path):
+    for place in (".", "victims", "victims/more"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "victim").write_text("victim")
+    (tmp_path / name).write_text(content)
+    ending = hostile.Ending(0, "", 1.0, 10**6)
+    assert hostile.judged(ending, tmp_path, ending) == kind
+
+
+def test_it_sees_how_a_command_ended(tmp_path):
+    for place in (".", "victims", "victims/more"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "victim").write_text("victim")
+    plain = hostile.Ending(0, "", 1.0, 10**6)
+    line = "st3 eval: error: it is no network"
+    for code, said, seconds, memory, kind in (
+        (4, line, 1, 10**6, "one line"), (4, f"{line}\n{line}", 1, 10**6, "several lines"),
+        (4, "", 1, 10**6, "several lines"), (1, "Traceback", 1, 10**6, "TRACEBACK"), (-9, line, 1, 10**6, "TRACEBACK"),
+        (4, line, 61, 10**6, "too long"), (4, line, 1, 2 * 10**9, "too much memory"),
+    ):  # fmt: skip
+        assert hostile.judged(hostile.Ending(code, said, seconds, memory), tmp_path, plain) == kind
 
 
 @pytest.mark.slow

@@ -124,6 +124,15 @@ def test_a_run_that_somebody_works_at_is_left_to_them_and_named(tasks, here):
     assert starts(here) == ["dense-0-s0", "linear-80-s0"]
 
 
+def test_a_lock_that_is_none_stops_its_own_run_and_no_other(tasks, here):
+    (tasks[1].run_dir / ".lock").mkdir(parents=True)
+    outcome = run_all(tasks, 3, lambda line: None)
+    assert [(task.name, why) for task, why, *_ in outcome.broken] == [
+        ("ST-3, 80 %, seed 0", "out/st-3-80-s0/.lock is not the lock of a run: delete it")
+    ]
+    assert starts(here) == ["dense-0-s0", "linear-80-s0"]
+
+
 def test_a_run_that_somebody_has_begun_in_the_same_moment_is_left_to_them(tasks, stub):
     (stub / "stub.py").write_text("import sys; print('st3-train: error: out/x is in use by process 5'); sys.exit(7)")
     outcome = run_all(tasks[:1], 1, lambda line: None)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from st3.errors import DamagedError
+from st3.errors import DamagedError, DiskError
 from st3.training.checkpoints import (
-    PARTIAL,
     load_checkpoint,
     save_checkpoint,
     save_json,
     save_network,
     write_atomically,
+    write_named,
+    write_text,
 )
 
 CPU = torch.device("cpu")
@@ -42,14 +44,46 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, old):
     assert path.read_text() == "new"
 
 
-def test_a_link_in_the_place_of_the_file_or_of_its_part_leads_to_no_other_file(tmp_path):
+def test_a_link_in_the_place_of_the_file_leads_to_no_other_file(tmp_path):
     other = tmp_path / "other"
     other.write_text("mine")
-    for name in ("file.txt", f".file.txt{PARTIAL}"):
-        (tmp_path / name).symlink_to(other)
+    (tmp_path / "file.txt").symlink_to(other)
     write_atomically(tmp_path / "file.txt", lambda temporary: temporary.write_text("new"))
     assert (other.read_text(), (tmp_path / "file.txt").read_text()) == ("mine", "new")
     assert not (tmp_path / "file.txt").is_symlink()
+
+
+def test_two_that_write_at_once_do_not_meet(tmp_path):
+    """The second begins and ends while the first writes."""
+    path = tmp_path / "page.html"
+
+    def write(temporary):
+        temporary.write_text("first")
+        write_text(path, "second")
+
+    write_atomically(path, write)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("page.html", "first")]
+
+
+def test_a_file_that_somebody_names_may_be_a_link_or_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "page.html")
+    write_named(tmp_path / "link", "é")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "page.html").read_bytes() == "é".encode()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_named(tmp_path / "pipe", "é")
+    assert os.read(reader, 10) == "é".encode()
+    os.close(reader)
+    with pytest.raises(DiskError, match=r"cannot write .*: Is a directory"):
+        write_named(tmp_path, "é")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/proc/self/mem")])
+def test_what_is_no_file_or_cannot_be_read_is_no_checkpoint(make, tmp_path):
+    make(tmp_path / "last.pt")
+    with pytest.raises(DamagedError, match=r"cannot read .*last\.pt"):
+        load_checkpoint(tmp_path / "last.pt")
 
 
 def test_a_checkpoint_that_cannot_be_written_keeps_the_one_before(tmp_path):

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import socket
 
 import pytest
 import torch
@@ -119,6 +120,23 @@ def test_a_crash_at_any_moment_leaves_the_ones_before(tmp_path, stop_after, monk
         assert read(tmp_path) in ((20, "twenty", 10), (30, "thirty", 30))
     else:
         assert read(tmp_path) == (30, "thirty", 30)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.pt", "metrics.csv"])
+@pytest.mark.parametrize("of", ["/proc/self/mem", "socket", "/dev/zero"])
+def test_a_disk_that_does_not_give_a_file_back_has_the_checkpoint_of_before(tmp_path, name, of, monkeypatch):
+    """/proc/self/mem is a file that can be opened and not read."""
+    two(tmp_path)
+    path = tmp_path / "2" / name
+    path.unlink()
+    if of == "socket":
+        monkeypatch.chdir(path.parent)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(name)
+    else:
+        path.symlink_to(of)
+    assert read(tmp_path) == (10, "ten", 10)
+    assert len(Generations(tmp_path).damage()) == 1
 
 
 def test_a_full_disk_is_told_with_what_is_needed_and_leaves_no_part(tmp_path, monkeypatch):
