@@ -12,7 +12,7 @@ from st3.measure import Times
 from st3.sketch import Sketch
 from st3.training.distributed import Processes
 from st3.training.generations import Generation
-from st3.training.run_directory import RunDirectory
+from st3.training.run_directory import METRICS, RunDirectory
 from st3.training.state import TrainingState
 from st3.training.summary import Summary
 
@@ -75,6 +75,7 @@ def resume(
     except UserError as error:
         raise type(error)(f"cannot continue from {generation.folder}: {error}") from error
     _check_position(generation, state, plan)
+    _check_metrics(generation)
     changes += _changes_of_settings(generation, plan.config)
     state.changes += [f"{each} after step {state.step:,}" for each in changes]
     processes.on_main(lambda: directory.restore(generation))
@@ -98,6 +99,22 @@ def _check_position(generation: Generation, state: TrainingState, plan: Sketch) 
             f"cannot continue from {generation.folder}: epoch {state.epoch}, step {state.step} is none of a training "
             f"of {plan.plan.epochs} epochs of {per_epoch} steps"
         )
+
+
+def _check_metrics(generation: Generation) -> None:
+    """Rows are written below them, and a picture is drawn of all."""
+    header, *rows = generation.metrics.splitlines() or [",".join(METRICS)]
+    try:
+        if header != ",".join(METRICS):
+            raise ValueError("columns")
+        for row in rows:
+            for _, cell in zip(METRICS, row.split(","), strict=True):
+                float(cell or 0)
+    except ValueError as error:
+        raise DamagedError(
+            f"cannot continue from {generation.folder}: its metrics.csv is not that of a run; remove the folder to go "
+            "on from the checkpoint before"
+        ) from error
 
 
 def _changes_of_settings(generation: Generation, config: Config) -> list[str]:

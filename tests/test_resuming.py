@@ -185,6 +185,20 @@ def test_a_checkpoint_that_says_what_cannot_be_is_refused_in_a_line(here, no_pic
     assert "cannot continue from run/checkpoints/2" in answer.err
 
 
+@pytest.mark.parametrize("metrics", ["epoch,step\n", "\0", "{}1,2\n", "{}a,b,c,d,e,f,g,h,i,j,k,l,m,n\n", "{}\n"])
+def test_metrics_that_are_none_are_refused_in_a_line(here, no_picture, stops_after, metrics):
+    """Such as would end in a traceback when they are drawn, after the training."""
+    stops_after(1)
+    assert st3_train(*RUN, "run_dir=run").code == 143
+    directory = RunDirectory(Path("run"))
+    generation, _ = directory.checkpoint()
+    header = generation.metrics.splitlines(keepends=True)[0]
+    directory._generations.write(generation.state, None, metrics.format(header))
+    answer = st3_train("run_dir=run")
+    assert (answer.code, answer.err.count("\n")) == (4, 1)
+    assert "cannot continue from run/checkpoints/2: its metrics.csv is not that of a run" in answer.err
+
+
 def test_rates_and_decays_are_those_of_the_settings_whatever_a_checkpoint_says(here, no_picture, stops_after):
     assert st3_train(*RUN, "run_dir=whole").code == 0
     stops_after(1)
