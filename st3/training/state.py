@@ -123,6 +123,8 @@ class TrainingState:
             setattr(self, name, value)
         self.row_step = state.get("row_step", self.step)  # earlier versions have saved after a row only
         own = state.get("processes", [{}] * processes.world_size)
+        if not isinstance(own, list):
+            raise DamagedError(f"it says processes={own!r}"[:200])
         if len(own) != processes.world_size:
             raise UserError(
                 f"it is of {len(own)} processes, and these are {processes.world_size}: their BatchNorm statistics and "
