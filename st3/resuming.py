@@ -12,6 +12,7 @@ from st3.measure import Times
 from st3.sketch import Sketch
 from st3.training.distributed import Processes
 from st3.training.generations import Generation
+from st3.training.loop import evaluation_is_due
 from st3.training.run_directory import METRICS, RunDirectory
 from st3.training.state import TrainingState
 from st3.training.summary import Summary
@@ -99,6 +100,8 @@ def _check_position(generation: Generation, state: TrainingState, plan: Sketch) 
             f"cannot continue from {generation.folder}: epoch {state.epoch}, step {state.step} is none of a training "
             f"of {plan.plan.epochs} epochs of {per_epoch} steps"
         )
+    if evaluation_is_due(state, plan.plan) and not state.row:
+        raise DamagedError(f"cannot continue from {generation.folder}: it lacks what its last epoch has measured")
 
 
 def _check_metrics(generation: Generation) -> None:

@@ -167,7 +167,9 @@ def test_another_number_of_processes_is_refused(here, no_picture, stops_after, m
     "change",
     [
         {"epoch": 10**9}, {"step": -1}, {"step": 10**6}, {"seconds": float("nan")}, {"row": 7}, {"model": {}},
-        {"model": None}, {"optimizer": {"state": {}, "param_groups": []}}, {"processes": []}, {"processes": None}, {"sparsifier": {}},
+        {"model": None}, {"optimizer": {"state": {}, "param_groups": []}}, {"processes": []}, {"processes": None},
+        {"row": {"a": 1}}, {"scores": {"a": 1}}, {"scores": {"epoch": 1, "test_top1": "1"}}, {"best": {"a": 1}},
+        {"best": {"epoch": 1, "test_top1": None}}, {"sparsifier": {}},
         {"processes": [{"random": 0, "loss_sum": 0, "buffers": 0}]}, {"epoch": "1"}, {"best": []},
     ],
     ids=str,

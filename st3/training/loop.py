@@ -42,7 +42,7 @@ def fit(
     processes = machine.processes
     state.start_counting()
     while True:
-        if _evaluation_is_due(state, plan):
+        if evaluation_is_due(state, plan):
             network = state.network()
             scores: dict[str, Any] = {"epoch": state.epoch}
             for split, loader in {"val": data.val, "test": data.test}.items():
@@ -66,7 +66,7 @@ def fit(
         state.epoch += 1
         state.average_buffers(processes)
         state.count_seconds()
-        if not _evaluation_is_due(state, plan):
+        if not evaluation_is_due(state, plan):
             keeper.save(state)
 
 
@@ -119,7 +119,7 @@ def train_epoch(
         keeper.after_step(state)
 
 
-def _evaluation_is_due(state: TrainingState, plan: Plan) -> bool:
+def evaluation_is_due(state: TrainingState, plan: Plan) -> bool:
     """Whether an epoch has ended whose network is to be evaluated, and is not yet."""
     ended = 0 < state.epoch * plan.steps_per_epoch == state.step
     wanted = state.epoch == plan.epochs or (state.epoch % plan.eval_every == 0)

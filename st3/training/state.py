@@ -29,6 +29,12 @@ _PLAIN = {
     "best": dict,
     "changes": list,
 }
+_MEASURED = {
+    "row": {"train_loss", "sparsity", "images_per_second", "dead_layers"},
+    "scores": {"epoch", "test_top1"},
+    "best": {"epoch", "test_top1"},
+}
+"""The numbers that are in these at least, where anything is."""
 
 
 @dataclass
@@ -121,6 +127,12 @@ class TrainingState:
             if not isinstance(value, kind) or (isinstance(value, int | float) and not 0 <= value < math.inf):
                 raise DamagedError(f"it says {name}={value!r}"[:200])
             setattr(self, name, value)
+        for name, needed in _MEASURED.items():
+            values = getattr(self, name)
+            numbers = {key for key, value in values.items() if isinstance(value, int | float)}
+            others = {key for key, value in values.items() if value is not None} - numbers - {"chosen_on"}
+            if values and (others or not needed <= numbers):
+                raise DamagedError(f"it says {name}={values!r}"[:200])
         self.row_step = state.get("row_step", self.step)  # earlier versions have saved after a row only
         own = state.get("processes", [{}] * processes.world_size)
         if not isinstance(own, list):
