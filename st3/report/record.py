@@ -113,14 +113,14 @@ def read_record(path: Path) -> dict[tuple[str, int], Line]:
     """Its lines by their `key`; none where there is no file yet.
 
     Raises `DamagedError`, naming file and line, for one that is not as it was written, `UserError` for one that cannot
-    be read.
+    be read or is larger than a record can be.
     """
     try:
         content = read_bytes(path, _LARGEST)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
-        raise type(error)(f"--record: {error}: name a CSV file") from error
+        raise UserError(f"--record: {error}: name a CSV file") from error
     line = 0
     try:
         if b"\0" in content:
