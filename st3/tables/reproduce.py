@@ -29,6 +29,7 @@ shows it. So machines without a common file system work at one table, and no run
 import argparse
 import re
 import shlex
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,12 +159,18 @@ def _report(table: "Table", out: Path, options: argparse.Namespace, record: "Tab
     from st3.report.document import write_block
     from st3.report.formats import to_block
     from st3.report.table_report import write_report
+    from st3.training.checkpoints import cannot_write
 
     if record:
         make_folder(out)
     if not out.is_dir():
         raise UserError(f"{out} does not exist: say with --out where the runs are")
-    with alone_at(out / ".report.lock"):
+    lock = out / ".report.lock"
+    with ExitStack() as alone:
+        try:
+            alone.enter_context(alone_at(lock))
+        except OSError as error:
+            raise cannot_write(lock, error) from error
         page, results = write_report(table, out, record.lines()[0] if record else ())
         others = record.add_all((result.row, run) for result in results.rows for run in result.runs) if record else 0
         if options.write:

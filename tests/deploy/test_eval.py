@@ -11,6 +11,7 @@ import torch
 from deploy_cases import FOLDER, refused, st3_, trained, tree
 from PIL import Image
 
+from st3.deploy.evaluation import free_name
 from st3.training.run_directory import RunDirectory
 
 MORE = "dataset.image_size=32", "dataset.val_images=16", "dataset.test_images=200"
@@ -182,3 +183,10 @@ def test_a_precision_that_a_cpu_has_not_is_replaced_and_said(run, tmp_path):
         directory.start(directory.config(), [], before)
         directory.seal()
     assert answer.line("computing") == "fp32 on cpu, not fp16 as in training, which a CPU has not"
+
+
+def test_a_name_that_is_taken_by_what_cannot_be_read_is_not_taken_again(tmp_path):
+    (tmp_path / "test-images.json").write_text("[" * 100_000)
+    assert free_name(tmp_path, "test", tmp_path / "images") == "test-images-2"
+    (tmp_path / "test-images-2.json").write_text(json.dumps({"data": str((tmp_path / "images").resolve())}))
+    assert free_name(tmp_path, "test", tmp_path / "images") == "test-images-2"

@@ -131,6 +131,13 @@ def test_a_report_alone_runs_nothing(stub, here):
     assert starts(here) == RUNS
 
 
+def test_a_lock_of_the_report_that_is_none_is_told_in_a_line(stub, here, capsys):
+    (here / "out").mkdir()
+    os.mkfifo(here / "out" / ".report.lock")
+    assert reproduce("small.yaml", "--out", "out", "--report-only") == 6
+    assert capsys.readouterr().err.startswith("st3 reproduce: error: cannot write out/.report.lock: ")
+
+
 @pytest.mark.parametrize(
     ("typed", "seeds"), [("0..4", [0, 1, 2, 3, 4]), ("0..2,7", [0, 1, 2, 7]), ("9,3..4", [9, 3, 4]), ("5..5", [5])]
 )
