@@ -27,13 +27,14 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what commands load later takes seconds: here it is loaded once, before they are forked
 import yaml
 from PIL import Image
 
@@ -307,12 +308,18 @@ def of_networks(run: Path) -> Iterator[Case]:
     first, second = [name for name in header if name != "__metadata__"][:2]
     readers = ("eval", "predict", "start")
 
-    def built(change: Callable[[dict], object] | None = None, tail: bytes = data, head: bytes | None = None) -> bytes:
-        changed = json.loads(json.dumps(header))
-        if change:
-            change(changed)
-        text = json.dumps(changed).encode() if head is None else head
-        return len(text).to_bytes(8, "little") + text + tail
+    def built(change: Callable[[dict], object] | None = None, tail: bytes = data) -> Callable[[], bytes]:
+        def content() -> bytes:
+            changed = json.loads(json.dumps(header))
+            if change:
+                change(changed)
+            text = json.dumps(changed).encode()
+            return len(text).to_bytes(8, "little") + text + tail
+
+        return content
+
+    def headed(head: bytes, times: int) -> Callable[[], bytes]:
+        return lambda: (len(head) * times).to_bytes(8, "little") + head * times + data
 
     def entry(name: str, **fields: Any) -> Callable[[dict], object]:
         return lambda header: header[name].update(fields)
@@ -329,13 +336,13 @@ def of_networks(run: Path) -> Iterator[Case]:
     def meta(**fields: Any) -> Callable[[dict], object]:
         return lambda header: header["__metadata__"].update(fields)
 
-    files: dict[str, bytes] = {
-        "a header of 2⁶³ bytes": (2**63).to_bytes(8, "little") + whole[8:],
-        "a header of 90 MB, not there": (90 * 10**6).to_bytes(8, "little") + whole[8:],
-        "a header of 90 MB of spaces": built(head=b" " * (90 * 10**6)),
-        "a header of 10⁵ lists": built(head=b"[" * 10**5),
-        "no header": b"",
-        "no tensor": built(head=b"{}", tail=b""),
+    files: dict[str, Callable[[], bytes]] = {  # some are large: each is made when its turn comes
+        "a header of 2⁶³ bytes": lambda: (2**63).to_bytes(8, "little") + whole[8:],
+        "a header of 90 MB, not there": lambda: (90 * 10**6).to_bytes(8, "little") + whole[8:],
+        "a header of 90 MB of spaces": headed(b" ", 90 * 10**6),
+        "a header of 10⁵ lists": headed(b"[", 10**5),
+        "no header": bytes,
+        "no tensor": lambda: (2).to_bytes(8, "little") + b"{}",
         "offsets that overlap": built(entry(first, data_offsets=header[second]["data_offsets"])),
         "offsets beyond the end": built(entry(first, data_offsets=[0, 2**62])),
         "negative offsets": built(entry(first, data_offsets=[-4, 0])),
@@ -352,7 +359,7 @@ def of_networks(run: Path) -> Iterator[Case]:
         "classes of 10⁵ lists": built(meta(classes="[" * 10**5)),
         "classes as a text": built(meta(classes='"text"')),
         "classes as numbers": built(meta(classes="[1, 2, 3, 4, 5, 6, 7]")),
-        "10⁷ classes": built(meta(classes=json.dumps(["a"] * 10**7))),
+        "10⁷ classes": built(lambda header: meta(classes=json.dumps(["a"] * 10**7))(header)),
         "no classes": built(meta(classes="[]")),
         "classes that are HTML and formulas": built(
             meta(classes=json.dumps([SCRIPT, FORMULA, "a\nb", *"0123"]))
@@ -376,20 +383,20 @@ def of_networks(run: Path) -> Iterator[Case]:
         "a sparsity of texts": built(described(sparsity=SCRIPT, sparsity_target=FORMULA, target=SCRIPT)),
     }  # fmt: skip
     for name, content in files.items():
-        yield Case("networks", name, _written("model.safetensors", content), readers)
-    packed = {
-        "2 GB of zeros": _zeros(2 * 2**30),
-        "2 GB of zeros behind a good header": _zeros(2 * 2**30, whole[: 8 + length]),
-        "a header of 99 MB": _zeros(10**8, (99 * 10**6).to_bytes(8, "little")),
-        "cut": gzip.compress(whole)[:-1000],
-        "another checksum": gzip.compress(whole)[:-8] + bytes(8),
-        "no gzip": whole,
-        "nothing": b"",
+        yield Case("networks", name, _made("run/model.safetensors", content), readers)
+    packed: dict[str, Callable[[], bytes]] = {
+        "2 GB of zeros": lambda: _zeros(2 * 2**30),
+        "2 GB of zeros behind a good header": lambda: _zeros(2 * 2**30, whole[: 8 + length]),
+        "a header of 99 MB": lambda: _zeros(10**8, (99 * 10**6).to_bytes(8, "little")),
+        "cut": lambda: gzip.compress(whole)[:-1000],
+        "another checksum": lambda: gzip.compress(whole)[:-8] + bytes(8),
+        "no gzip": lambda: whole,
+        "nothing": bytes,
     }
     for name, content in packed.items():
-        yield Case("networks", f"packed: {name}", _packed(content), ("packed",))
-    for name in PICKLES:
-        yield Case("networks", f"torch.save: {name}", _pickled(name, "weights.pt"), ("pickled",))
+        yield Case("networks", f"packed: {name}", _made("network.safetensors.gz", content), ("packed",))
+    for name, content in PICKLES.items():
+        yield Case("networks", f"torch.save: {name}", _made("run/weights.pt", content), ("pickled",))
 
 
 READERS["packed"] = ["eval", "network.safetensors.gz", "--data", "images"]
@@ -406,11 +413,8 @@ def _zeros(size: int, before: bytes = b"") -> bytes:
     return packed.getvalue()
 
 
-def _packed(content: bytes) -> Callable[[Path], object]:
-    def make(folder: Path) -> None:
-        (folder / "network.safetensors.gz").write_bytes(content)
-
-    return make
+def _made(name: str, content: Callable[[], bytes]) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content())
 
 
 class _Code:
@@ -462,13 +466,6 @@ PICKLES: dict[str, Callable[[], bytes]] = {
 }
 
 
-def _pickled(name: str, file: str) -> Callable[[Path], object]:
-    def make(folder: Path) -> None:
-        (folder / "run" / file).write_bytes(PICKLES[name]())
-
-    return make
-
-
 def of_checkpoints(run: Path) -> Iterator[Case]:
     """The newest checkpoint, with a manifest that fits."""
     newest = str(Generations(run / "checkpoints").numbers()[-1])
@@ -476,14 +473,14 @@ def of_checkpoints(run: Path) -> Iterator[Case]:
         yield Case(
             "checkpoints",
             f"state.pt: {name}",
-            _pickled(name, f"checkpoints/{newest}/{STATE}"),
+            _made(f"run/checkpoints/{newest}/{STATE}", PICKLES[name]),
             ("continue", "verify"),
             True,
         )
         yield Case(
             "checkpoints",
             f"best.pt: {name}",
-            _pickled(name, f"checkpoints/{newest}/{BEST}"),
+            _made(f"run/checkpoints/{newest}/{BEST}", PICKLES[name]),
             ("continue", "verify"),
             True,
         )
@@ -667,9 +664,9 @@ def all_cases(folder: Path) -> list[Case]:
     return [*of_runs, *of_networks(run), *of_tables()]
 
 
-def usual_endings(folder: Path) -> dict[str, Ending]:
-    """Of the commands that read a run, where nothing is hostile."""
-    usual = [reader for reader in READERS if reader not in ("packed", "pickled", "table", "search")]
+def usual_endings(folder: Path, readers: Iterable[str]) -> dict[str, Ending]:
+    """Of those commands that read a run, where nothing is hostile."""
+    usual = sorted(set(readers) - {"packed", "pickled", "table", "search"})
     plain = {reader: ended(reader, prepared(folder, "finished")) for reader in usual}
     wrong = [f"{reader}: {ending.code} {ending.said[-300:]}" for reader, ending in plain.items() if ending.code > 1]
     assert not wrong, wrong
@@ -678,7 +675,8 @@ def usual_endings(folder: Path) -> dict[str, Ending]:
 
 def counted(folder: Path, cases: Sequence[Case]) -> Counter[tuple[str, str]]:
     """How many of each group have ended in which way. Prints those that ended as they should not."""
-    plain, counts = usual_endings(folder), Counter[tuple[str, str]]()
+    readers = {reader for case in cases for reader in case.readers} | {"eval"}
+    plain, counts = usual_endings(folder, readers), Counter[tuple[str, str]]()
     most = max(plain.values(), key=lambda ending: ending.memory)
     for case in cases:
         for reader in case.readers:

@@ -9,8 +9,8 @@ import pytest
 from scripts.reliability import hostile
 
 CASES = (
-    "config.yaml: aliases", "summary.json: a FIFO", "metrics.csv: a quote", ".lock to a file",
-    "checkpoints to a folder", "the older format", "step is infinite", "packed: 2 GB of zeros behind",
+    "config.yaml: aliases", "metrics.csv: a quote", "summary.json: a FIFO", ".lock to a file",
+    "best.pt: a plain pickle", "step is infinite", "torch.save: code", "packed: 2 GB of zeros behind",
     "classes that are HTML", "hydra's settings",
 )  # fmt: skip
 
