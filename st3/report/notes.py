@@ -64,6 +64,13 @@ def warnings(results: Results) -> list[str]:
     budgets = sorted({run.outcome.epochs for run in runs})
     if len(budgets) > 1:
         lines.append(f"The runs differ in their epochs: {', '.join(map(str, budgets))}.")
+    precisions: dict[str, list[Row]] = {}
+    for result in results.measured:
+        if len(used := sorted({run.outcome.precision for run in result.runs if run.outcome.precision})) > 1:
+            precisions.setdefault(", ".join(used), []).append(result.row)
+    lines += [
+        f"Runs of one row differ in their precision, {used}: {by_sparsity(rows)}." for used, rows in precisions.items()
+    ]
     if results.unfinished:
         lines.append(f"Not finished, and not counted: {', '.join(results.unfinished)}.")
     lines += results.left_out
@@ -113,8 +120,9 @@ def making(results: Results) -> list[str]:
         return ", ".join(dict.fromkeys(str(of_run(run)) for run in runs))
 
     def device(run: Run) -> str:
-        threads = run.outcome.cpu_threads
-        return f"{run.outcome.device}" + (f" (CPU threads: {threads})" if threads else "")
+        threads, precision = run.outcome.cpu_threads, run.outcome.precision
+        how = [*([f"CPU threads: {threads}"] if threads else []), *([precision] if precision else [])]
+        return f"{run.outcome.device}" + (f" ({', '.join(how)})" if how else "")
 
     return [
         f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {values(lambda run: run.outcome.epochs)} epochs, "

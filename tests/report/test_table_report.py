@@ -102,6 +102,15 @@ def test_a_run_that_aims_at_time_is_held_to_its_modelled_time(table, tmp_path):
     assert [result.missed for result in read_results(table, tmp_path).rows if result.runs] == [True, False]
 
 
+def test_runs_of_a_row_in_two_precisions_are_said(table, tmp_path):
+    for seed, precision in enumerate(("fp32", "bf16", "bf16")):
+        make_run(tmp_path, table.rows[2], seed, environment=ENVIRONMENT | {"precision": precision})
+    make_run(tmp_path, table.rows[1], 0, environment=ENVIRONMENT | {"precision": "bf16"})
+    results = read_results(table, tmp_path)
+    assert "Runs of one row differ in their precision, bf16, fp32: ST-3 at 90 %." in warnings(results)
+    assert "(CPU threads: 1, bf16), x86_64 (CPU threads: 1, fp32)" in making(results)[1]
+
+
 def test_what_departs_from_the_table_is_said(table, runs):
     st3, sigma = table.rows[2], table.rows[3]
     make_run(runs, st3, 11, typed=["epochs=4", "method=st3", "precision=bf16"])
@@ -112,6 +121,7 @@ def test_what_departs_from_the_table_is_said(table, runs):
     text = to_markdown(results, runs)
     assert "2 of 7 runs depart from the table's own settings: precision=bf16, not epochs=4." in text
     assert "The runs differ in their epochs: 3, 4." in text
+    assert "differ in their precision" not in text
     assert "Not finished, and not counted: st-3-sigma-90-s1." in text
     assert "Neither measured nor published yet: RigL at 95 %." in text
     assert "commit 0123456789 with changes" in text
