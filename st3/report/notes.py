@@ -93,8 +93,10 @@ def remarks(results: Results) -> list[str]:
                 labels = by_layers.setdefault(_pruned(run), [])
                 if result.row.label not in labels:
                     labels.append(result.row.label)
+    alike = len(by_layers) == 1
     lines += [
-        f"Layers pruned in the measured runs of {', '.join(labels)}: {what}." for what, labels in by_layers.items()
+        f"Layers pruned in {'all sparse runs' if alike else f'the measured runs of {_listed(labels)}'}: {what}."
+        for what, labels in by_layers.items()
     ]
     return lines
 
@@ -106,7 +108,7 @@ def sources(results: Results) -> list[str]:
         if result.row.published:
             of_source = labels.setdefault(result.row.published.source, [])
             of_source += [result.row.label] if result.row.label not in of_source else []
-    texts = [f"{', '.join(names)}: {source}" for source, names in labels.items()]
+    texts = [f"{_listed(names)}: {source}" for source, names in labels.items()]
     return [f"Sources of the published figures: {'; '.join(texts)}."] if texts else []
 
 
@@ -154,7 +156,12 @@ def by_sparsity(rows: Sequence[Row]) -> str:
     labels: dict[str, list[str]] = {}
     for label, sparsities in of_label.items():
         labels.setdefault(", ".join(sparsities), []).append(label)
-    return "; ".join(", ".join(names) + (f" at {what} %" if what else "") for what, names in labels.items())
+    return "; ".join(_listed(names) + (f" at {what} %" if what else "") for what, names in labels.items())
+
+
+def _listed(labels: Iterable[str]) -> str:
+    """With commas; what has one itself is quoted."""
+    return ", ".join(f'"{label}"' if "," in label else label for label in labels)
 
 
 def spans(numbers: Iterable[int]) -> str:
@@ -182,10 +189,10 @@ def _lead(contest: Contest, of_task: str) -> str:
     lead = contest.best.minus(second)
     assert lead
     unclear = "; which of them is better is not shown" if contest.inside_noise(second) else ""
+    best, after = _listed([contest.best.row.label]), _listed([second.row.label])
     return (
-        f"At {100 * contest.sparsity:g} % sparsity after {contest.epochs} epochs{of_task}, {contest.best.row.label} "
-        f"minus the next row, {second.row.label}: {plus_minus(lead, signed)} points, paired over {lead.n} seeds"
-        f"{unclear}."
+        f"At {100 * contest.sparsity:g} % sparsity after {contest.epochs} epochs{of_task}, {best} minus the next row, "
+        f"{after}: {plus_minus(lead, signed)} points, paired over {lead.n} seeds{unclear}."
     )
 
 

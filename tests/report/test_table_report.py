@@ -125,7 +125,24 @@ def test_what_departs_from_the_table_is_said(table, runs):
     assert "Not finished, and not counted: st-3-sigma-90-s1." in text
     assert "Neither measured nor published yet: RigL at 95 %." in text
     assert "commit 0123456789 with changes" in text
-    assert "Layers pruned in the measured runs of ST-3, ST-3σ: 1 of 2, not conv1." in text
+    assert "Layers pruned in all sparse runs: 1 of 2, not conv1." in text
+
+
+def test_a_name_with_a_comma_is_one_name_in_a_list(tmp_path):
+    table = make_table(
+        series("ST-3, not rescaled", (0.9, None)), series("ST-3", (0.9, None)), series("GMP", (0.9, None))
+    )
+    for row in table.rows:
+        make_run(tmp_path, row, 0)
+    all_pruned = tmp_path / "gmp-90-s0" / "layers.csv"
+    all_pruned.write_text(all_pruned.read_text().replace("False", "True", 1))
+    results = read_results(table, tmp_path)
+    assert 'Not ranked, with one seed: "ST-3, not rescaled", ST-3, GMP at 90 %.' in footnotes(results)
+    pruned = [line for line in remarks(results) if line.startswith("Layers")]
+    assert pruned == [
+        'Layers pruned in the measured runs of "ST-3, not rescaled", ST-3: 1 of 2, not conv1.',
+        "Layers pruned in the measured runs of GMP: 2 of 2.",
+    ]
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
