@@ -675,7 +675,7 @@ def usual_endings(folder: Path, readers: Iterable[str]) -> dict[str, Ending]:
 
 def counted(folder: Path, cases: Sequence[Case]) -> Counter[tuple[str, str]]:
     """How many of each group have ended in which way. Prints those that ended as they should not."""
-    readers = {reader for case in cases for reader in case.readers} | {"eval"}
+    readers = {reader for case in cases for reader in case.readers} | {"eval"}  # one at least, to compare memory with
     plain, counts = usual_endings(folder, readers), Counter[tuple[str, str]]()
     most = max(plain.values(), key=lambda ending: ending.memory)
     for case in cases:
