@@ -46,7 +46,7 @@ def overview(paths: Sequence[Path], page: Path | None = None) -> tuple[str, bool
     from st3.report.formats import to_text
     from st3.report.found import common_folder, read_runs
     from st3.report.page import to_html
-    from st3.training.checkpoints import write_named
+    from st3.whole_files import write_named
 
     page = page or common_folder(paths) / "report.html"
     results = read_runs(paths)

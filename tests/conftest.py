@@ -1,5 +1,9 @@
 import os
+import resource
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,24 @@ def no_picture(monkeypatch) -> None:
     from command_cases import dot
 
     monkeypatch.setattr("st3.run.draw_run", dot)
+
+
+@pytest.fixture
+def small_disk() -> Callable[[int], AbstractContextManager]:
+    """As long as it is entered, a file takes so many bytes: Python reports the limit as it does a full disk."""
+
+    @contextmanager
+    def limited(largest: int) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, before)
+
+    return limited
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from st3.data.images import naming
 from st3.data.views import WholeView
 from st3.data.workers import Batches
 from st3.errors import DiskError, UserError
+from st3.whole_files import replacing
 
 CACHE_FORMAT = 1  # raise it whenever the same images would give another cache file
 HEADER_BYTES = 128
@@ -128,15 +128,9 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
-    """Write another file and rename it, so that no reader sees a part, and several processes may write the same."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(pixels))
-            file.write(pixels.data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(pixels))
+        file.write(pixels.data)
 
 
 def check_memory(images: int, copied: int, config: DatasetConfig, device: torch.device) -> None:

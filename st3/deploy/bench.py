@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from st3.errors import UserError
+from st3.errors import DiskError, UserError
 from st3.options import positive_int, positive_ints
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from st3.deploy.bench_picture import draw_benchmark
     from st3.deploy.benchmark import benchmark, calibrate
     from st3.deploy.network import find_network, load_trained
-    from st3.training.checkpoints import save_json
+    from st3.whole_files import save_json
 
     files = [find_network(each) for each in options.networks]
     sizes = options.batch or ([1] if options.calibrate else [1, 16])
@@ -70,23 +70,20 @@ def run(options: argparse.Namespace) -> int:
         found = benchmark(trained, sizes, options.threads, options.rounds)
         print(describe(found), flush=True)
         folder = folders[number]
-        try:
-            save_json(folder / "bench.json", found.plain())
-            draw_benchmark(found, folder / "bench.png")
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): make room, or choose --out DIR") from error
+        save_json(folder / "bench.json", found.plain())
+        draw_benchmark(found, folder / "bench.png")
         print(f"written    {folder / 'bench'}.json, .png", flush=True)
     return 0
 
 
 def make_folder(path: Path) -> Path:
-    """Before minutes of measuring. Raises `UserError` where it cannot be written."""
+    """Before minutes of measuring. Raises `DiskError` where it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from error
+        raise DiskError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from error
 
 
 def describe(found: "Benchmark") -> str:

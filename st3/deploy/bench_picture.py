@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from st3.deploy.benchmark import Batch, Benchmark
 from st3.deploy.layer_times import LayerTime
-from st3.training.checkpoints import save_picture
+from st3.whole_files import save_picture
 
 GREY, BLUE, ORANGE = "#999999", "#0072B2", "#D55E00"
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from st3.deploy.card import Card
 from st3.deploy.evaluation import Evaluation
-from st3.training.checkpoints import save_picture
+from st3.whole_files import save_picture
 
 NUMBERS = 20
 """Up to so many classes, each field says its percentage."""

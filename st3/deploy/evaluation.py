@@ -17,9 +17,9 @@ from st3.data.folders import evaluation_folder
 from st3.deploy.network import Trained
 from st3.errors import UserError
 from st3.plain_files import csv_text, read_json
-from st3.training.checkpoints import write_text
 from st3.training.loop import evaluate
 from st3.training.machine import Machine
+from st3.whole_files import write_text
 
 MOST_CLASSES = 5000
 """Of a confusion matrix that is written: 75 MB."""

@@ -22,9 +22,9 @@ from st3.deploy.card import Card
 from st3.deploy.formats import Format, Network, StoredWeight
 from st3.deploy.network import Trained, load_trained
 from st3.deploy.pixel_program import PixelNetwork, pixel_program, program_weights
-from st3.errors import UserError
+from st3.errors import DiskError, UserError
 from st3.sparsify import weight_layers
-from st3.training.checkpoints import save_json
+from st3.whole_files import save_json
 
 BATCH = 4
 """Images that a file is tried on: one at a time, and all at once."""
@@ -76,7 +76,8 @@ def export(trained: Trained, kind: Format, folder: Path) -> Exported:
     top-1), and all layers' numbers have been found in it; nothing does before. `trained` is on the CPU.
 
     Raises:
-        UserError: `folder` exists or cannot be made, the network has what the format has not, or the file is wrong.
+        UserError: `folder` exists, the network has what the format has not, or the file is wrong.
+        DiskError: `folder` cannot be made or written.
     """
     with _new_folder(folder) as aside:
         pixels, source = real_images(trained)
@@ -113,7 +114,8 @@ def pack(source: Path, folder: Path) -> tuple[int, int, Path]:
     """Write the safetensors file `source` as FILE.gz into the new folder `folder`: bytes before, after, and its path.
 
     Plain gzip, which every machine can unpack: indices and values, or a bit for each weight, come out a fifth smaller
-    (docs/deploy.md), and would need a reader of their own. Raises `UserError` where `folder` exists or cannot be made.
+    (docs/deploy.md), and would need a reader of their own. Raises `UserError` where `folder` exists, `DiskError`
+    where it cannot be made or written.
     """
     if source.suffix != ".safetensors":
         raise UserError(f"--pack is for model.safetensors, not {source}")
@@ -137,13 +139,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another place with --out") from error
+        raise DiskError(f"{folder} cannot be made ({error.strerror}): choose another place with --out") from error
     try:
         yield aside
         aside.chmod(0o755)  # a temporary folder is its owner's only
         aside.rename(folder)
     except OSError as error:  # a full disk; somebody else was faster
-        raise UserError(f"{folder} cannot be written ({error.strerror}): make room, or choose another --out") from error
+        raise DiskError(f"{folder} cannot be written ({error.strerror}): make room, or choose another --out") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -18,8 +18,8 @@ from st3.data.workers import Batches
 from st3.deploy.network import Trained
 from st3.errors import UserError
 from st3.plain_files import csv_text
-from st3.training.checkpoints import save_json, write_named
 from st3.training.machine import Machine
+from st3.whole_files import save_json, write_named
 
 MOST_WORKERS = 8
 """Processes that read files, where there is more than one batch of them."""

@@ -16,6 +16,7 @@ from st3.errors import UserError
 from st3.measure.layers import LayerRow
 from st3.plain_files import read_json
 from st3.sparsify import LayerTimes
+from st3.whole_files import save_json
 
 FORMAT = 1
 """Of the file; others are refused."""
@@ -72,14 +73,8 @@ class Times:
         return cls(**node | {"input": tuple(size), "layers": layers})
 
     def write(self, path: Path) -> None:
-        """To a file beside it first, so that `path` is whole at any moment. Raises `UserError` where it cannot be."""
-        content = {"format": FORMAT, **asdict(self)}
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+        """Raises `DiskError`."""
+        save_json(path, {"format": FORMAT, **asdict(self)})
 
     def check(self, model: str, image: tuple[int, int, int]) -> None:
         """Raises `UserError` where they are of another network, or of images of another size: channels, height, width.

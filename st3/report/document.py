@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from st3.errors import UserError, one_line
-from st3.training.checkpoints import write_text
+from st3.whole_files import write_text
 
 
 def around_block(document: Path, table: str) -> tuple[str, str]:

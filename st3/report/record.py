@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from st3.errors import DamagedError, UserError, one_line
+from st3.errors import DamagedError, DiskError, UserError, one_line
 from st3.plain_files import alone_at, no_formula, read_bytes
-from st3.training.checkpoints import write_text
 from st3.training.run_directory import RunDirectory
 from st3.training.summary import Summary
+from st3.whole_files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +137,8 @@ def read_record(path: Path) -> dict[tuple[str, int], Line]:
 def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> None:
     """Put lines into a record, in place of others of the same row and seed. Several processes may do so at once.
 
-    `rows` are the slugs of the table in its order, which is that of the file. Raises `UserError` for a damaged file, or
-    one that cannot be written.
+    `rows` are the slugs of the table in its order, which is that of the file. Raises `DamagedError` for a damaged file,
+    `DiskError` for one that cannot be written.
     """
     new = {line.key: line for line in lines}
     if not new:
@@ -150,7 +150,7 @@ def add_to_record(path: Path, lines: Iterable[Line], rows: Sequence[str]) -> Non
             if (after := before | new) != before:
                 write_text(path, _text(after, rows))
     except OSError as error:
-        raise UserError(f"--record {path} cannot be written ({error.strerror})") from error
+        raise DiskError(f"--record {path} cannot be written ({error.strerror})") from error
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from st3.report.style import BLUE, GREEN, GREY, ORANGE, RED
-from st3.training.checkpoints import save_picture
 from st3.training.run_directory import RunDirectory
+from st3.whole_files import save_picture
 
 
 def draw_run(directory: RunDirectory) -> None:

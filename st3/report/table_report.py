@@ -8,7 +8,7 @@ from st3.report.page import to_html
 from st3.report.record import Line
 from st3.report.results import Results, read_results
 from st3.report.table import Table
-from st3.training.checkpoints import write_text
+from st3.whole_files import write_text
 
 
 def write_report(table: Table, folder: Path, recorded: Iterable[Line] = ()) -> tuple[Path, Results]:

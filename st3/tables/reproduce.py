@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from st3.errors import UserError
+from st3.errors import DiskError, UserError
 from st3.options import positive, positive_int
 from st3.plain_files import alone_at
 
@@ -123,11 +123,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def make_folder(out: Path) -> None:
-    """Raises `UserError` where it cannot be made."""
+    """Raises `DiskError` where it cannot be made."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be created ({error.strerror}): choose another") from error
+        raise DiskError(f"--out {out} cannot be created ({error.strerror}): choose another") from error
 
 
 def _record(table: "Table", options: argparse.Namespace, known: "Mapping[str, Config]") -> "TableRecord | None":
@@ -159,7 +159,7 @@ def _report(table: "Table", out: Path, options: argparse.Namespace, record: "Tab
     from st3.report.document import write_block
     from st3.report.formats import to_block
     from st3.report.table_report import write_report
-    from st3.training.checkpoints import cannot_write
+    from st3.whole_files import cannot_write
 
     if record:
         make_folder(out)

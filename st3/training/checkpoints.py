@@ -1,99 +1,18 @@
-"""Files that survive a crash while they are written, and that hold no code."""
+"""The files of tensors: checkpoints, and networks as safetensors. They hold no code."""
 
-import errno
 import json
-import os
-import shutil
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from st3.errors import DamagedError, DiskError, UserError
+from st3.errors import DamagedError, UserError
 from st3.plain_files import check_stored, opened
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def write_atomically(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it to disk, then rename: `path` is whole at any moment.
-
-    It is replaced where it is a link. Two processes may write the same file: the last to end wins. `size` is about how
-    many bytes that will be. Raises `DiskError` where it cannot be written; what was written of it is removed then, so
-    that it does not keep the disk full.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{PARTIAL}")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise cannot_write(path, error, size) from error
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file of UTF-8, its line ends as they are. Raises `DiskError`."""
-    content = text.encode()
-    write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
-
-
-def write_named(path: Path, text: str) -> None:
-    """The same for a file that somebody has named: a link is followed, and what is no file is written to as it is,
-    such as /dev/stdout. Raises `DiskError`.
-    """
-    if path.exists() and not path.is_file():
-        try:
-            path.write_bytes(text.encode())
-        except OSError as error:
-            raise cannot_write(path, error) from error
-    else:
-        write_text(path.resolve() if path.is_symlink() else path, text)
-
-
-def save_picture(path: Path, figure: "Figure") -> None:
-    """A PNG. Raises `DiskError`."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
-
-
-PARTIAL = ".partial"
-"""How the names of files end that are being written."""
-
-
-def sync_folder(folder: Path) -> None:
-    """To disk; a rename lives in the folder."""
-    if os.name == "posix":
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
-def cannot_write(path: Path, error: OSError, size: int | None = None) -> DiskError:
-    """What to say of a file of about `size` bytes that could not be written."""
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with suppress(OSError):
-            reason += f": {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB are free there"
-        reason += f", about {size / 1e6:,.1f} MB are needed" if size else ""
-        reason += ". Make room"
-    else:
-        reason += ". See to it that it can be written"
-    return DiskError(f"cannot write {path}: {reason}; the same command continues then")
+from st3.whole_files import write_atomically
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -161,8 +80,3 @@ def _in_order(content: bytes) -> bytes:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + content[end:]
-
-
-def save_json(path: Path, value: object, ascii_only: bool = False) -> None:
-    """Write readable JSON. Raises `DiskError`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n")

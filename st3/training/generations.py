@@ -8,16 +8,9 @@ from pathlib import Path
 
 from st3.errors import DamagedError
 from st3.plain_files import LARGEST_DATA, read_bytes
-from st3.training.checkpoints import (
-    PARTIAL,
-    cannot_write,
-    load_checkpoint,
-    save_checkpoint,
-    sync_folder,
-    tensor_bytes,
-    write_text,
-)
+from st3.training.checkpoints import load_checkpoint, save_checkpoint, tensor_bytes
 from st3.training.manifest import Entry, Manifest
+from st3.whole_files import PARTIAL, cannot_write, sync_folder, write_text
 
 KEPT = 2
 STATE, BEST, METRICS = "state.pt", "best.pt", "metrics.csv"

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from st3.errors import UserError
-from st3.training.checkpoints import cannot_write
 from st3.training.run_directory import RunDirectory
+from st3.whole_files import cannot_write
 
 TAGS = {
     "train_loss": "train/loss",

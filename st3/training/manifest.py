@@ -8,7 +8,7 @@ from pathlib import Path
 
 from st3.errors import DamagedError, UserError
 from st3.plain_files import read_json
-from st3.training.checkpoints import save_json
+from st3.whole_files import save_json
 
 NAME = "manifest.json"
 _LARGEST = 10**6

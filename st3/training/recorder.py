@@ -12,13 +12,13 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from st3.measure import LayerRow
-from st3.training.checkpoints import cannot_write
 from st3.training.loggers import TAGS, Logger
 from st3.training.plan import Plan
 from st3.training.profiling import StepProfiler
 from st3.training.run_directory import METRICS, RunDirectory
 from st3.training.state import TrainingState, copied
 from st3.training.summary import Summary
+from st3.whole_files import cannot_write
 
 
 class Recorder(Protocol):

@@ -13,12 +13,13 @@ from torch import Tensor
 from st3.errors import DamagedError, DiskError, InUseError, UserError
 from st3.measure import LayerRow
 from st3.plain_files import csv_text, read_csv, read_json, read_yaml
-from st3.training.checkpoints import PARTIAL, load_checkpoint, save_json, save_network, write_atomically, write_text
+from st3.training.checkpoints import load_checkpoint, save_network
 from st3.training.generations import Generation, Generations
 from st3.training.lock import Lock
 from st3.training.manifest import NAME as MANIFEST
 from st3.training.manifest import Manifest
 from st3.training.summary import Summary
+from st3.whole_files import PARTIAL, save_json, write_atomically, write_text
 
 METRICS = (
     "epoch",
@@ -198,7 +199,7 @@ class RunDirectory:
     # Writing. Everything raises `DiskError`.
 
     def claim(self) -> None:
-        """Make the folder, and lock it until `release`. Raises `InUseError`, or `UserError` where that cannot be."""
+        """Make the folder, and lock it until `release`. Raises `InUseError`, or `DiskError` where that cannot be."""
         try:
             self._make()
             self._lock = Lock.acquire(self._file(LOCK))

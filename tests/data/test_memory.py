@@ -131,6 +131,13 @@ def test_a_cache_that_cannot_be_used_is_refused(tree, tmp_path):
     assert "or to null" in message
 
 
+def test_a_disk_that_a_cache_does_not_fit_on_is_named_and_left_as_it_was(tree, tmp_path, small_disk):
+    with small_disk(1000):
+        message = refused(**CACHED | {"root": str(tree), "cache": str(tmp_path / "cache")})
+    assert message.startswith(f"cannot use dataset.cache={tmp_path / 'cache'} ([Errno 27] File too large): ")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_images_that_do_not_fit_into_memory_are_refused_before_any_is_opened(tree, monkeypatch):
     assert memory.available_memory() > 2**20
     each = 3 * 16 * 16

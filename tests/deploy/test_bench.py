@@ -225,7 +225,7 @@ def test_what_cannot_be_timed_is_one_line(network, tmp_path, monkeypatch):
     assert "numbers, as in 1,16" in refused("bench", network, "--batch", "a", "--out", tmp_path)
     assert "cores of this machine" in refused("bench", network, "--threads", "9999", "--out", tmp_path)
     (tmp_path / "file").touch()
-    assert "cannot be written" in refused("bench", network, "--out", tmp_path / "file")
+    assert "cannot be written" in refused("bench", network, "--out", tmp_path / "file", code=6)
     assert "is no folder" in refused("bench", network, "--calibrate", tmp_path / "none" / "times.json")
     (tmp_path / "file").unlink()
     (tmp_path / "run").mkdir()

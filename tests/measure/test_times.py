@@ -93,10 +93,6 @@ def test_a_file_that_is_none_is_named(path):
         assert refused(lambda: Times.read(path)).startswith(f"cannot read {path}: ")
     path.write_text("[1]")
     assert refused(lambda: Times.read(path)) == f"{path} cannot be used: it is not an object"
-    lost = path.parent / "no" / "times.json"
-    assert refused(lambda: TIMES.write(lost)) == (
-        f"{lost} cannot be written (No such file or directory): choose another file"
-    )
 
 
 def test_of_another_network_or_other_images_they_are_refused():

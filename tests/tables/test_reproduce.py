@@ -77,7 +77,6 @@ def test_a_method_that_st3_does_not_have_is_published_only(here, capsys):
         ("small.yaml --write small.yaml", "by the lines <!-- BEGIN st3 reproduce small --> and <!-- END st3 reproduce"),
         ("small.yaml --rows dense*,unheard*", "--rows unheard* is none of dense-0, st-3-80, linear-80"),
         ("small.yaml --report-only", "outputs/tables/small does not exist: say with --out"),
-        ("small.yaml --out small.yaml", "--out small.yaml cannot be created"),
         ("small.yaml --seeds 0,0", "argument --seeds: 0,0 must be different numbers, from the lower to the higher"),
         ("small.yaml --seeds 0..3,2", "argument --seeds: 0..3,2 must be different numbers"),
         ("small.yaml --seeds 4..0", "argument --seeds: 4..0 must be different numbers, from the lower to the higher"),
@@ -100,6 +99,13 @@ def test_a_mistake_ends_in_one_line_and_writes_nothing(arguments, says, here, ca
     assert err.count("\n") == 1
     assert says in err
     assert list(here.iterdir()) == [here / "small.yaml"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_matter_of_the_disk(here, capsys):
+    assert reproduce("small.yaml", "--out", "small.yaml") == 6
+    assert capsys.readouterr().err == (
+        "st3 reproduce: error: --out small.yaml cannot be created (File exists): choose another\n"
+    )
 
 
 def test_broken_runs_are_named_and_the_others_are_in_the_report(stub, here, capsys):

@@ -232,7 +232,6 @@ RANGE = "method.threshold_init=-8..-2"
         (f"{RANGE} method.exclude=[nothing]", "method.exclude: no Conv2d or Linear layer is named like"),
         (f"{RANGE} run_dir=x", "run_dir=x: write --out"),
         (f"{RANGE} dry_run=true", "dry_run=true: write --dry-run"),
-        (f"{RANGE} --out file/out", "--out file/out cannot be created"),
         (f"{RANGE} --trials 0", "argument --trials: 0 must be at least 1"),
         (f"{RANGE} --tolerance 0", "argument --tolerance: 0 must be positive"),
     ],
@@ -246,3 +245,9 @@ def test_a_mistake_ends_in_one_line_and_trains_nothing(arguments, says, trained,
     assert says in err
     assert list(here.iterdir()) == [here / "file"]
     assert not trained
+
+
+def test_a_folder_that_cannot_be_made_is_a_matter_of_the_disk(trained, here, capsys):
+    (here / "file").touch()
+    assert search(*TINY, *RANGE.split(), "--out", "file/out") == 6
+    assert "--out file/out cannot be created (Not a directory): choose another" in capsys.readouterr().err

@@ -4,8 +4,8 @@ import pytest
 from training_cases import SUMMARY
 
 from st3.errors import DamagedError, UserError
-from st3.training.checkpoints import save_json
 from st3.training.summary import Summary
+from st3.whole_files import save_json
 
 
 def test_it_is_read_as_it_was_written(tmp_path):
