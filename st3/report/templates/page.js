@@ -5,10 +5,18 @@ const phone = window.innerWidth < 600;
 function draw(place) {
   const { title, data, layout } = charts[place.dataset.chart];
   const axis = { gridcolor: "#e5e5e5", zerolinecolor: "#e5e5e5", linecolor: "#999" };
-  // The legend has as many lines as its names need, below the axis.
-  const names = data.length > 1 ? data.filter((each) => each.name && each.showlegend !== false).map((each) => each.name) : [];
-  const columns = Math.floor((place.clientWidth - 70) / (46 + 6.2 * Math.max(...names.map((each) => each.length))));
-  const legend = names.length ? 10 + 19 * Math.ceil(names.length / Math.max(1, columns)) : 0;
+  // The legend has as many lines as its names need, below the axis. Groups of traces stand as close as they can, single
+  // traces in columns.
+  const named = data.length > 1 ? data.filter((each) => each.name && each.showlegend !== false) : [];
+  const widths = named.map((each) => 46 + 6.2 * each.name.length);
+  const widest = Math.max(...widths);
+  let lines = 0, left = 0;
+  named.forEach((each, i) => {
+    const width = each.legendgroup ? widths[i] : widest;
+    if (width > left) [lines, left] = [lines + 1, place.clientWidth - 70];
+    left -= width;
+  });
+  const legend = lines ? 10 + 19 * lines : 0;
   const full = {
     font: { family: "system-ui, sans-serif", size: 12, color: "#222" },
     hovermode: "closest",
