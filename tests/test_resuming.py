@@ -223,20 +223,12 @@ def test_another_environment_is_said(here, no_picture, stops_after):
     assert said in st3_train("run_dir=run").out
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """A command without its `run_dir`, the environment for it, and its run to the end."""
+def test_a_signal_saves_says_how_to_go_on_and_ends_with_its_code(here):
+    """Within an epoch; the same bytes come out. What other signals do: training/test_signals.py."""
     options = [*RUN, "dataset.train_images=3200", "checkpoint_every=0", "log_every=7", "precision=fp32"]
     command, environment = [sys.executable, "-m", "st3.train", *options], os.environ | {"OMP_NUM_THREADS": "1"}
-    run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    subprocess.run([*command, f"run_dir={run}"], env=environment, capture_output=True, check=True)
-    return command, environment, run
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_says_how_to_go_on_and_ends_with_its_code(here, uninterrupted, number):
-    """Within an epoch; the same bytes come out."""
-    command, environment, whole = uninterrupted
+    subprocess.run([*command, "run_dir=whole"], env=environment, capture_output=True, check=True)
+    number = signal.SIGUSR1
     with subprocess.Popen([*command, "run_dir=run"], env=environment, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not Path("run", "metrics.csv").exists() or len(RunDirectory(Path("run")).metrics()) < 2:
@@ -250,8 +242,8 @@ def test_a_signal_saves_says_how_to_go_on_and_ends_with_its_code(here, uninterru
     assert 0 < state["step"] < 300
     done = subprocess.run([*command, "run_dir=run"], env=environment, capture_output=True, text=True, check=True)
     assert "continuing run after epoch " in done.stdout
-    assert network("run") == network(whole)
-    rows = [[(row["step"], row["train_loss"]) for row in RunDirectory(run).metrics()] for run in (Path("run"), whole)]
+    assert network("run") == network("whole")
+    rows = [[(row["step"], row["train_loss"]) for row in RunDirectory(Path(run)).metrics()] for run in ("run", "whole")]
     assert rows[0] == rows[1]
     assert not torch.isnan(torch.tensor([float(loss) for _, loss in rows[0]])).any()
 

@@ -43,17 +43,17 @@ def is_what_the_summary_says(run: Path, splits=("test", "val")) -> None:
     "words",
     [
         ["model=resnet20"],
-        ["model=resnet18"],
+        ["model=resnet18", "dataset.image_size=16"],
         ["model=mobilenet_v3_small"],
         ["model=vgg11_bn"],
         ["model.name=wrn10_1"],
-        ["model=resnet20", "precision=bf16"],
+        ["model=resnet20", "precision=bf16", "dataset.image_size=16"],
         ["model=resnet20", "ema=0.9"],
         ["model.bn_eps=0.01", "method=dense", "dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.5]"],
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_accuracy_is_that_of_the_summary(words, tmp_path):
+def test_accuracy_is_that_of_the_summary(words, tmp_path, no_picture):
     run = trained(tmp_path / "run", *MORE, *words)
     is_what_the_summary_says(run)
     assert read(run / "evaluation" / "test.json")["precision"] == ("bf16" if "precision=bf16" in words else "fp32")
@@ -63,7 +63,7 @@ def test_accuracy_is_that_of_the_summary(words, tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("augment", ["random_resized_crop", "crop"])
 @pytest.mark.parametrize("layout", ["train val test", "train test", ""])
-def test_so_it_is_on_image_folders(layout, augment, channels, tmp_path):
+def test_so_it_is_on_image_folders(layout, augment, channels, tmp_path, no_picture):
     root = tree(tmp_path / "data", layout.split() or ["."])
     statistics = [f"dataset.{key}={[0.5] * channels}" for key in ("mean", "std")]
     words = [f"dataset.root={root}", f"dataset.augment={augment}", f"dataset.channels={channels}", *statistics]
