@@ -140,7 +140,7 @@ def trained(method: str, folder: Path) -> dict:
     """The weights after 24 steps of the real command on one thread."""
     assert torch.get_num_threads() == 1
     answer = st3_train(*TINY, f"method={method}", *METHODS[method].split(), f"run_dir={folder}")
-    assert answer.code in (0, 1), answer  # 1: nothing is learned from noise
+    assert answer.code == 0, answer
     tensors = load_file(folder / "model.safetensors")
     generation, _ = RunDirectory(folder).checkpoint()
     state = generation.state
